@@ -1,0 +1,1 @@
+//! Kafka-format partition logs: segments, indexes, recovery, retention

@@ -1,0 +1,1 @@
+//! The Yuxi broker: Kafka protocol server over mapped logs

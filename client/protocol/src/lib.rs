@@ -1,0 +1,10 @@
+//! The Kafka wire protocol and record format: ids, error codes, frames and
+//! record batches. No I/O: bytes in, values out, and back.
+//!
+//! The messages themselves are `kafka-wire`'s, generated from Kafka's schemas;
+//! they are re-exported as [`messages`] so that every crate uses one version.
+
+pub mod ids;
+
+pub use kafka_wire as messages;
+pub use kafka_wire_core as codec;

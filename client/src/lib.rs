@@ -1,0 +1,1 @@
+//! Kafka client: connection, producer, consumer, admin, and the yuxi command line

@@ -1,0 +1,1 @@
+//! Metadata store, cluster image, election and decisions of a Yuxi cluster
