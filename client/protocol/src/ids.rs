@@ -243,7 +243,12 @@ mod tests {
 
     #[test]
     fn a_text_that_is_no_topic_id_is_refused() {
-        for text in ["", "short", "AAAAAAAAAAAAAAAAAAAAA!", "AAAAAAAAAAAAAAAAAAAAAB"] {
+        for text in [
+            "",
+            "short",
+            "AAAAAAAAAAAAAAAAAAAAA!",
+            "AAAAAAAAAAAAAAAAAAAAAB",
+        ] {
             assert!(text.parse::<TopicId>().is_err(), "{text}");
         }
     }

@@ -5,6 +5,7 @@
 //! they are re-exported as [`messages`] so that every crate uses one version.
 
 pub mod ids;
+pub mod record;
 
 pub use kafka_wire as messages;
 pub use kafka_wire_core as codec;

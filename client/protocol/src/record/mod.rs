@@ -1,0 +1,14 @@
+//! Record batches in message format version 2, the only one that is stored.
+//!
+//! [`batch`] reads and patches the fixed header, [`iter`] walks and validates the
+//! records behind it, [`builder`] writes new batches and rewrites existing ones,
+//! [`compression`] is the four codecs. Nothing here performs I/O, and nothing
+//! allocates more than the bytes it was given or the cap it was told.
+
+pub mod batch;
+pub mod compression;
+mod error;
+
+pub use batch::{BatchHeader, BatchView, batches, crc32c};
+pub use compression::Compression;
+pub use error::BatchError;
