@@ -1,0 +1,367 @@
+//! The types that a setting's value can have, and how each is written.
+
+use std::fmt;
+
+use super::row::Kind;
+
+/// A type that a setting can have: how its text is read, and what
+/// DescribeConfigs calls it.
+pub trait SettingValue: Sized {
+    /// The type that DescribeConfigs reports.
+    const KIND: Kind;
+    /// What is accepted, in words.
+    const EXPECTED: &'static str;
+    /// The only texts that are accepted; empty if others are.
+    const ALLOWED: &'static [&'static str] = &[];
+
+    /// Reads a text without white space around it; `None` if it is no such value.
+    fn parse(text: &str) -> Option<Self>;
+
+    /// The value of a setting that is not given and has no default.
+    fn unset() -> Option<Self> {
+        None
+    }
+}
+
+macro_rules! number {
+    ($($type:ty => $kind:ident $expected:literal),+) => {$(
+        impl SettingValue for $type {
+            const KIND: Kind = Kind::$kind;
+            const EXPECTED: &'static str = $expected;
+
+            fn parse(text: &str) -> Option<Self> {
+                text.parse().ok()
+            }
+        }
+    )+};
+}
+
+number!(
+    i16 => Short "a 16-bit whole number",
+    i32 => Int "a 32-bit whole number",
+    i64 => Long "a 64-bit whole number"
+);
+
+/// As Kafka reads it: the case of the letters doesn't matter.
+impl SettingValue for bool {
+    const KIND: Kind = Kind::Boolean;
+    const EXPECTED: &'static str = "true or false";
+
+    fn parse(text: &str) -> Option<Self> {
+        if text.eq_ignore_ascii_case("true") {
+            Some(true)
+        } else if text.eq_ignore_ascii_case("false") {
+            Some(false)
+        } else {
+            None
+        }
+    }
+}
+
+impl SettingValue for String {
+    const KIND: Kind = Kind::String;
+    const EXPECTED: &'static str = "text";
+
+    fn parse(text: &str) -> Option<Self> {
+        Some(text.to_owned())
+    }
+}
+
+/// An empty text leaves an optional setting unset, as if it were not given.
+impl<T: SettingValue> SettingValue for Option<T> {
+    const KIND: Kind = T::KIND;
+    const EXPECTED: &'static str = T::EXPECTED;
+    const ALLOWED: &'static [&'static str] = T::ALLOWED;
+
+    fn parse(text: &str) -> Option<Self> {
+        if text.is_empty() {
+            Some(None)
+        } else {
+            T::parse(text).map(Some)
+        }
+    }
+
+    fn unset() -> Option<Self> {
+        Some(None)
+    }
+}
+
+macro_rules! choice {
+    (
+        $(#[$doc:meta])* $name:ident: $kind:ident {
+            $( $(#[$variant_doc:meta])* $variant:ident = $text:literal ),+ $(,)?
+        }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $( $(#[$variant_doc])* $variant ),+
+        }
+
+        impl SettingValue for $name {
+            const KIND: Kind = Kind::$kind;
+            const EXPECTED: &'static str = "one of its names";
+            const ALLOWED: &'static [&'static str] = &[$($text),+];
+
+            fn parse(text: &str) -> Option<Self> {
+                match text {
+                    $( $text => Some(Self::$variant), )+
+                    _ => None,
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $( Self::$variant => $text ),+
+                })
+            }
+        }
+    };
+}
+
+choice! {
+    /// How a topic's batches are compressed on disk (`compression.type`).
+    CompressionType: String {
+        /// As the producer sent them.
+        Producer = "producer",
+        /// Not at all.
+        Uncompressed = "uncompressed",
+        /// With gzip.
+        Gzip = "gzip",
+        /// With snappy, in xerial's framing.
+        Snappy = "snappy",
+        /// With LZ4 frames.
+        Lz4 = "lz4",
+        /// With Zstandard.
+        Zstd = "zstd",
+    }
+}
+
+choice! {
+    /// Whose clock a record's timestamp comes from (`message.timestamp.type`).
+    TimestampType: String {
+        /// The producer's.
+        CreateTime = "CreateTime",
+        /// The broker's, at the append.
+        LogAppendTime = "LogAppendTime",
+    }
+}
+
+/// What becomes of old records (`cleanup.policy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CleanupPolicy {
+    /// Whole segments are deleted by age and size.
+    Delete,
+    /// The last record of each key is kept.
+    Compact,
+    /// Both.
+    CompactAndDelete,
+}
+
+impl CleanupPolicy {
+    /// Whether segments are deleted by age and size.
+    pub fn deletes(self) -> bool {
+        match self {
+            Self::Delete | Self::CompactAndDelete => true,
+            Self::Compact => false,
+        }
+    }
+
+    /// Whether the log is compacted by key.
+    pub fn compacts(self) -> bool {
+        match self {
+            Self::Compact | Self::CompactAndDelete => true,
+            Self::Delete => false,
+        }
+    }
+}
+
+impl SettingValue for CleanupPolicy {
+    const KIND: Kind = Kind::List;
+    const EXPECTED: &'static str = "delete or compact or both";
+
+    fn parse(text: &str) -> Option<Self> {
+        let (mut deletes, mut compacts) = (false, false);
+        for policy in text.split(',') {
+            match policy.trim() {
+                "delete" => deletes = true,
+                "compact" => compacts = true,
+                _ => return None,
+            }
+        }
+        match (deletes, compacts) {
+            (true, true) => Some(Self::CompactAndDelete),
+            (true, false) => Some(Self::Delete),
+            (false, true) => Some(Self::Compact),
+            (false, false) => None,
+        }
+    }
+}
+
+choice! {
+    /// How the daemon's own log lines look (`log.format`).
+    LogFormat: String {
+        /// For people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+choice! {
+    /// The least severe log lines that are written (`log.level`).
+    LogLevel: String {
+        /// Only failures that need somebody.
+        Error = "error",
+        /// And what looks wrong.
+        Warn = "warn",
+        /// And what happens in the ordinary course.
+        Info = "info",
+        /// And what helps to find a fault.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+/// `HOST:PORT`; an IPv6 address stands in brackets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// A name or an address, without brackets; empty for every address of the machine.
+    pub host: String,
+    /// The port; 0 picks a free one.
+    pub port: u16,
+}
+
+impl HostPort {
+    /// Whether this listens on every address of the machine, so that it is not an
+    /// address that a client could connect to.
+    pub fn is_wildcard(&self) -> bool {
+        matches!(self.host.as_str(), "" | "0.0.0.0" | "::")
+    }
+}
+
+impl SettingValue for HostPort {
+    const KIND: Kind = Kind::String;
+    const EXPECTED: &'static str = "HOST:PORT";
+
+    fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let host = match host.strip_prefix('[') {
+            Some(inner) => inner
+                .strip_suffix(']')
+                .filter(|inner| inner.contains(':'))?,
+            None if host.contains(':') => return None,
+            None => host,
+        };
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%');
+        if !host.chars().all(legal) || !port.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        Some(Self {
+            host: host.to_owned(),
+            port: port.parse().ok()?,
+        })
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// A listener as Kafka writes it, `PLAINTEXT://HOST:PORT`. There is one, and it is
+/// not encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener(pub HostPort);
+
+impl Listener {
+    /// The name under which clients and brokers know this listener.
+    pub const NAME: &'static str = "PLAINTEXT";
+}
+
+impl SettingValue for Listener {
+    const KIND: Kind = Kind::List;
+    const EXPECTED: &'static str = "one PLAINTEXT://HOST:PORT";
+
+    fn parse(text: &str) -> Option<Self> {
+        let (name, address) = text.split_once("://")?;
+        if !name.eq_ignore_ascii_case(Self::NAME) {
+            return None;
+        }
+        HostPort::parse(address).map(Self)
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", Self::NAME, self.0)
+    }
+}
+
+/// A directory. Kafka takes a list with commas; here there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory(pub std::path::PathBuf);
+
+impl SettingValue for Directory {
+    const KIND: Kind = Kind::String;
+    const EXPECTED: &'static str = "one directory";
+
+    fn parse(text: &str) -> Option<Self> {
+        (!text.is_empty() && !text.contains(',')).then(|| Self(text.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_is_read_as_kafka_writes_it() {
+        for (text, host, port) in [
+            ("PLAINTEXT://localhost:9092", "localhost", 9092),
+            ("plaintext://10.0.0.1:0", "10.0.0.1", 0),
+            ("PLAINTEXT://:9092", "", 9092),
+            ("PLAINTEXT://[::1]:9092", "::1", 9092),
+        ] {
+            let Listener(address) = Listener::parse(text).expect(text);
+            assert_eq!(
+                (address.host.as_str(), address.port),
+                (host, port),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_listener_is_refused() {
+        for text in [
+            "",
+            "localhost:9092",
+            "SSL://localhost:9092",
+            "PLAINTEXT://localhost",
+            "PLAINTEXT://localhost:99999",
+            "PLAINTEXT://localhost:+92",
+            "PLAINTEXT://a b:9092",
+            "PLAINTEXT://::1:9092",
+            "PLAINTEXT://[::1:9092",
+            "PLAINTEXT://a:1,PLAINTEXT://b:2",
+        ] {
+            assert_eq!(Listener::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_written_as_it_is_read() {
+        for text in ["localhost:1", "[fe80::1%eth0]:9092", "0.0.0.0:0"] {
+            assert_eq!(HostPort::parse(text).expect(text).to_string(), text);
+        }
+    }
+}
