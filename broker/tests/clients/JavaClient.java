@@ -1,0 +1,379 @@
+import java.nio.charset.StandardCharsets;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
+import java.util.Optional;
+import java.util.Set;
+import java.util.concurrent.ExecutionException;
+import org.apache.kafka.clients.admin.Admin;
+import org.apache.kafka.clients.admin.AlterConfigOp;
+import org.apache.kafka.clients.admin.Config;
+import org.apache.kafka.clients.admin.ConfigEntry;
+import org.apache.kafka.clients.admin.NewPartitions;
+import org.apache.kafka.clients.admin.NewTopic;
+import org.apache.kafka.clients.admin.OffsetSpec;
+import org.apache.kafka.clients.admin.RecordsToDelete;
+import org.apache.kafka.clients.admin.TopicDescription;
+import org.apache.kafka.clients.consumer.ConsumerRecord;
+import org.apache.kafka.clients.consumer.KafkaConsumer;
+import org.apache.kafka.clients.consumer.OffsetAndMetadata;
+import org.apache.kafka.clients.producer.KafkaProducer;
+import org.apache.kafka.clients.producer.ProducerRecord;
+import org.apache.kafka.clients.producer.RecordMetadata;
+import org.apache.kafka.common.TopicCollection;
+import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.Uuid;
+import org.apache.kafka.common.config.ConfigResource;
+import org.apache.kafka.common.errors.TopicExistsException;
+import org.apache.kafka.common.errors.UnknownTopicOrPartitionException;
+import org.apache.kafka.common.header.Header;
+import org.apache.kafka.common.serialization.ByteArrayDeserializer;
+import org.apache.kafka.common.serialization.ByteArraySerializer;
+
+/** What Kafka's Java client does with a broker: one method a test, chosen by the first argument. */
+public class JavaClient {
+  private static final Duration POLL = Duration.ofMillis(100);
+  private static final long DEADLINE_MS = 30_000;
+
+  private final String bootstrap;
+  private final String name;
+
+  private JavaClient(String bootstrap, String name) {
+    this.bootstrap = bootstrap;
+    this.name = name;
+  }
+
+  /** Arguments: scenario, bootstrap servers, a name for topics and groups. */
+  public static void main(String[] arguments) throws Exception {
+    JavaClient client = new JavaClient(arguments[1], arguments[2]);
+    switch (arguments[0]) {
+      case "codecs" -> client.codecs();
+      case "positions" -> client.positions();
+      case "cooperative" -> client.cooperative();
+      case "administration" -> client.administration();
+      default -> throw new IllegalArgumentException(arguments[0]);
+    }
+  }
+
+  /** Every codec, with keys, headers, tombstones and partitions, through an idempotent producer. */
+  private void codecs() throws Exception {
+    try (Admin admin = admin()) {
+      admin.createTopics(List.of(new NewTopic(name, 3, (short) 1))).all().get();
+    }
+    Map<TopicPartition, List<ProducerRecord<byte[], byte[]>>> sent = new HashMap<>();
+    for (String codec : List.of("none", "gzip", "snappy", "lz4", "zstd")) {
+      try (KafkaProducer<byte[], byte[]> producer = producer(Map.of("compression.type", codec))) {
+        List<java.util.concurrent.Future<RecordMetadata>> acks = new ArrayList<>();
+        for (int i = 0; i < 300; i++) {
+          int partition = i % 3;
+          ProducerRecord<byte[], byte[]> record =
+              new ProducerRecord<>(
+                  name,
+                  partition,
+                  1_600_000_000_000L + i,
+                  i % 5 == 0 ? null : bytes(codec + "-key-" + i),
+                  i % 7 == 0 ? null : bytes((codec + "-value-" + i + " ").repeat(1 + i % 40)));
+          record.headers().add("codec", bytes(codec)).add("nothing", null);
+          sent.computeIfAbsent(new TopicPartition(name, partition), p -> new ArrayList<>())
+              .add(record);
+          acks.add(producer.send(record));
+        }
+        for (java.util.concurrent.Future<RecordMetadata> ack : acks) {
+          expect(ack.get().hasOffset(), "an acknowledgement has an offset");
+        }
+      }
+    }
+    try (KafkaConsumer<byte[], byte[]> consumer = consumer(Map.of("check.crcs", "true"))) {
+      consumer.assign(sent.keySet());
+      consumer.seekToBeginning(sent.keySet());
+      Map<TopicPartition, List<ConsumerRecord<byte[], byte[]>>> got = read(consumer, 1500);
+      for (TopicPartition partition : sent.keySet()) {
+        List<ProducerRecord<byte[], byte[]>> expected = sent.get(partition);
+        for (int i = 0; i < expected.size(); i++) {
+          ProducerRecord<byte[], byte[]> in = expected.get(i);
+          ConsumerRecord<byte[], byte[]> out = got.get(partition).get(i);
+          expectEqual(out.offset(), (long) i, "offset");
+          expectEqual(out.timestamp(), in.timestamp(), "timestamp");
+          expect(Arrays.equals(out.key(), in.key()), "key " + out);
+          expect(Arrays.equals(out.value(), in.value()), "value " + out);
+          Header[] headers = out.headers().toArray();
+          expectEqual(headers.length, 2, "headers");
+          expect(
+              Arrays.equals(headers[0].value(), in.headers().lastHeader("codec").value()),
+              "header");
+          expect(headers[1].value() == null, "a header without a value");
+        }
+      }
+    }
+  }
+
+  /** Seeks, offsets by time, begin and end offsets, committed offsets with metadata. */
+  private void positions() throws Exception {
+    TopicPartition partition = new TopicPartition(name, 0);
+    try (Admin admin = admin()) {
+      admin.createTopics(List.of(new NewTopic(name, 1, (short) 1))).all().get();
+    }
+    long start = System.currentTimeMillis() - 1_000_000;
+    try (KafkaProducer<byte[], byte[]> producer = producer(Map.of())) {
+      for (int i = 0; i < 100; i++) {
+        producer.send(new ProducerRecord<>(name, 0, start + i * 10L, null, bytes("" + i)));
+      }
+    }
+    try (KafkaConsumer<byte[], byte[]> consumer = consumer(Map.of("group.id", name))) {
+      consumer.assign(List.of(partition));
+      expectEqual(consumer.beginningOffsets(List.of(partition)).get(partition), 0L, "beginning");
+      expectEqual(consumer.endOffsets(List.of(partition)).get(partition), 100L, "end");
+      expectEqual(
+          consumer.offsetsForTimes(Map.of(partition, start + 495)).get(partition).offset(),
+          50L,
+          "the first record at or after a time");
+      expect(
+          consumer.offsetsForTimes(Map.of(partition, start + 1_000_000)).get(partition) == null,
+          "no record after the last");
+      consumer.seek(partition, 42);
+      expectEqual(read(consumer, 58).get(partition).get(0).offset(), 42L, "after a seek");
+      expectEqual(consumer.position(partition), 100L, "position at the end");
+      consumer.seekToBeginning(List.of(partition));
+      expectEqual(consumer.position(partition), 0L, "position at the beginning");
+      consumer.commitSync(
+          Map.of(partition, new OffsetAndMetadata(7, Optional.of(0), "where I was")));
+      OffsetAndMetadata committed = consumer.committed(Set.of(partition)).get(partition);
+      expectEqual(committed.offset(), 7L, "committed offset");
+      expectEqual(committed.metadata(), "where I was", "committed metadata");
+      expect(
+          consumer.partitionsFor(name).stream().allMatch(p -> p.leader() != null), "leaders known");
+    }
+    // The committed offset is where a new member of the group begins.
+    try (KafkaConsumer<byte[], byte[]> consumer = consumer(Map.of("group.id", name))) {
+      consumer.subscribe(List.of(name));
+      expectEqual(read(consumer, 93).get(partition).get(0).offset(), 7L, "resumed");
+    }
+  }
+
+  /** Two cooperative members share a topic; when one leaves, the other takes over. */
+  private void cooperative() throws Exception {
+    try (Admin admin = admin()) {
+      admin.createTopics(List.of(new NewTopic(name, 4, (short) 1))).all().get();
+    }
+    Map<String, Object> settings =
+        Map.of(
+            "group.id",
+            name,
+            "partition.assignment.strategy",
+            "org.apache.kafka.clients.consumer.CooperativeStickyAssignor",
+            "heartbeat.interval.ms",
+            "300");
+    try (KafkaConsumer<byte[], byte[]> first = consumer(settings)) {
+      first.subscribe(List.of(name));
+      until(() -> first.assignment().size() == 4, "one member has all partitions", first);
+      try (KafkaConsumer<byte[], byte[]> second = consumer(settings)) {
+        second.subscribe(List.of(name));
+        until(
+            () -> first.assignment().size() == 2 && second.assignment().size() == 2,
+            "two members have two partitions each",
+            first,
+            second);
+        Set<TopicPartition> all = new HashSet<>(first.assignment());
+        all.addAll(second.assignment());
+        expectEqual(all.size(), 4, "partitions assigned");
+      }
+      until(() -> first.assignment().size() == 4, "the one that stayed has all again", first);
+    }
+  }
+
+  private void administration() throws Exception {
+    ConfigResource topic = new ConfigResource(ConfigResource.Type.TOPIC, name);
+    TopicPartition partition = new TopicPartition(name, 0);
+    try (Admin admin = admin()) {
+      expectEqual(admin.describeCluster().nodes().get().size(), 1, "brokers");
+      expect(admin.describeCluster().clusterId().get() != null, "cluster id");
+      Uuid id =
+          admin
+              .createTopics(
+                  List.of(
+                      new NewTopic(name, Optional.of(2), Optional.empty())
+                          .configs(Map.of("retention.ms", "123456"))))
+              .topicId(name)
+              .get();
+      expectFailure(
+          TopicExistsException.class,
+          () -> admin.createTopics(List.of(new NewTopic(name, 1, (short) 1))).all().get());
+      TopicDescription description =
+          admin.describeTopics(List.of(name)).allTopicNames().get().get(name);
+      expectEqual(description.topicId(), id, "topic id");
+      expectEqual(description.partitions().size(), 2, "partitions");
+      expectEqual(
+          admin
+              .describeTopics(TopicCollection.ofTopicIds(List.of(id)))
+              .allTopicIds()
+              .get()
+              .get(id)
+              .name(),
+          name,
+          "described by id");
+
+      admin.createPartitions(Map.of(name, NewPartitions.increaseTo(3))).all().get();
+      expectEqual(
+          admin.describeTopics(List.of(name)).allTopicNames().get().get(name).partitions().size(),
+          3,
+          "partitions after growing");
+
+      admin
+          .incrementalAlterConfigs(
+              Map.of(
+                  topic,
+                  List.of(
+                      new AlterConfigOp(
+                          new ConfigEntry("cleanup.policy", "compact"), AlterConfigOp.OpType.APPEND),
+                      new AlterConfigOp(
+                          new ConfigEntry("retention.ms", null), AlterConfigOp.OpType.DELETE))))
+          .all()
+          .get();
+      Config config = admin.describeConfigs(List.of(topic)).all().get().get(topic);
+      expectEqual(config.get("cleanup.policy").value(), "delete,compact", "appended config");
+      expectEqual(
+          config.get("cleanup.policy").source(),
+          ConfigEntry.ConfigSource.DYNAMIC_TOPIC_CONFIG,
+          "source of a topic's config");
+      expectEqual(config.get("retention.ms").value(), "604800000", "config back at its default");
+
+      try (KafkaProducer<byte[], byte[]> producer = producer(Map.of())) {
+        for (int i = 0; i < 10; i++) {
+          producer.send(new ProducerRecord<>(name, 0, 1000L + (i * 7) % 10, bytes("k"), bytes("v")));
+        }
+      }
+      expectEqual(offset(admin, partition, OffsetSpec.latest()), 10L, "latest");
+      expectEqual(offset(admin, partition, OffsetSpec.maxTimestamp()), 7L, "max timestamp");
+      expectEqual(
+          admin
+              .deleteRecords(Map.of(partition, RecordsToDelete.beforeOffset(4)))
+              .lowWatermarks()
+              .get(partition)
+              .get()
+              .lowWatermark(),
+          4L,
+          "low watermark");
+      expectEqual(offset(admin, partition, OffsetSpec.earliest()), 4L, "earliest");
+      expect(
+          admin.describeLogDirs(List.of(description.partitions().get(0).leader().id()))
+              .allDescriptions().get().values().iterator().next().values().stream()
+              .anyMatch(dir -> dir.replicaInfos().get(partition).size() > 0),
+          "size of a log");
+
+      admin
+          .alterConsumerGroupOffsets(name, Map.of(partition, new OffsetAndMetadata(5)))
+          .all()
+          .get();
+      expectEqual(
+          admin
+              .listConsumerGroupOffsets(name)
+              .partitionsToOffsetAndMetadata()
+              .get()
+              .get(partition)
+              .offset(),
+          5L,
+          "offset set by an administrator");
+      expect(
+          admin.listGroups().all().get().stream().anyMatch(g -> g.groupId().equals(name)),
+          "group listed");
+      admin.deleteConsumerGroupOffsets(name, Set.of(partition)).all().get();
+      admin.deleteConsumerGroups(List.of(name)).all().get();
+
+      admin.deleteTopics(TopicCollection.ofTopicIds(List.of(id))).all().get();
+      expectFailure(
+          UnknownTopicOrPartitionException.class,
+          () -> admin.describeTopics(List.of(name)).allTopicNames().get());
+    }
+  }
+
+  private static long offset(Admin admin, TopicPartition partition, OffsetSpec spec)
+      throws Exception {
+    return admin.listOffsets(Map.of(partition, spec)).partitionResult(partition).get().offset();
+  }
+
+  private Map<TopicPartition, List<ConsumerRecord<byte[], byte[]>>> read(
+      KafkaConsumer<byte[], byte[]> consumer, int count) {
+    Map<TopicPartition, List<ConsumerRecord<byte[], byte[]>>> got = new HashMap<>();
+    int[] seen = {0};
+    long end = System.currentTimeMillis() + DEADLINE_MS;
+    while (seen[0] < count) {
+      expect(System.currentTimeMillis() < end, "only " + seen[0] + " of " + count + " records");
+      for (ConsumerRecord<byte[], byte[]> record : consumer.poll(POLL)) {
+        seen[0]++;
+        got.computeIfAbsent(
+                new TopicPartition(record.topic(), record.partition()), p -> new ArrayList<>())
+            .add(record);
+      }
+    }
+    expectEqual(seen[0], count, "records");
+    return got;
+  }
+
+  @SafeVarargs
+  private static void until(
+      java.util.function.BooleanSupplier condition,
+      String what,
+      KafkaConsumer<byte[], byte[]>... consumers) {
+    long end = System.currentTimeMillis() + DEADLINE_MS;
+    while (!condition.getAsBoolean()) {
+      expect(System.currentTimeMillis() < end, what);
+      for (KafkaConsumer<byte[], byte[]> consumer : consumers) {
+        consumer.poll(POLL);
+      }
+    }
+  }
+
+  private Admin admin() {
+    return Admin.create(Map.of("bootstrap.servers", bootstrap, "default.api.timeout.ms", 30_000));
+  }
+
+  private KafkaProducer<byte[], byte[]> producer(Map<String, Object> more) {
+    Map<String, Object> settings = new HashMap<>(more);
+    settings.put("bootstrap.servers", bootstrap);
+    settings.put("linger.ms", 5);
+    return new KafkaProducer<>(settings, new ByteArraySerializer(), new ByteArraySerializer());
+  }
+
+  private KafkaConsumer<byte[], byte[]> consumer(Map<String, Object> more) {
+    Map<String, Object> settings = new HashMap<>(more);
+    settings.put("bootstrap.servers", bootstrap);
+    settings.put("auto.offset.reset", "earliest");
+    settings.put("enable.auto.commit", false);
+    return new KafkaConsumer<>(
+        settings, new ByteArrayDeserializer(), new ByteArrayDeserializer());
+  }
+
+  private interface Call {
+    void run() throws Exception;
+  }
+
+  private static void expectFailure(Class<? extends Exception> expected, Call call)
+      throws Exception {
+    try {
+      call.run();
+    } catch (ExecutionException failure) {
+      expect(expected.isInstance(failure.getCause()), "expected " + expected + ", got " + failure);
+      return;
+    }
+    throw new AssertionError("expected " + expected);
+  }
+
+  private static void expectEqual(Object actual, Object expected, String what) {
+    expect(Objects.equals(actual, expected), what + ": " + actual + ", expected " + expected);
+  }
+
+  private static void expect(boolean condition, String what) {
+    if (!condition) {
+      throw new AssertionError(what);
+    }
+  }
+
+  private static byte[] bytes(String text) {
+    return text.getBytes(StandardCharsets.UTF_8);
+  }
+}
