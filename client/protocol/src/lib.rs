@@ -4,7 +4,10 @@
 //! The messages themselves are `kafka-wire`'s, generated from Kafka's schemas;
 //! they are re-exported as [`messages`] so that every crate uses one version.
 
+pub mod error_code;
+pub mod frame;
 pub mod ids;
+pub mod partitioner;
 pub mod record;
 
 pub use kafka_wire as messages;

@@ -427,17 +427,29 @@ pub fn stored_prefix(
 /// timestamp type, the max timestamp and the checksum change, the records don't. `bytes`
 /// must be exactly one batch.
 pub fn set_log_append_time(bytes: &mut [u8], timestamp: i64) -> Result<(), BatchError> {
+    patch_timestamps(bytes, TimestampType::LogAppendTime, timestamp)
+}
+
+/// Corrects the max timestamp of a batch whose producer stated another than its records
+/// have. `bytes` must be exactly one batch.
+pub fn set_max_timestamp(bytes: &mut [u8], timestamp: i64) -> Result<(), BatchError> {
+    let kind = BatchHeader::parse(bytes)?.timestamp_type();
+    patch_timestamps(bytes, kind, timestamp)
+}
+
+fn patch_timestamps(
+    bytes: &mut [u8],
+    kind: TimestampType,
+    max_timestamp: i64,
+) -> Result<(), BatchError> {
     let batch = BatchView::parse(bytes)?;
     let extra = bytes.len() - batch.bytes.len();
     if extra != 0 {
         return Err(BatchError::TrailingBytes(extra));
     }
-    let attributes = batch
-        .header
-        .attributes
-        .with_timestamp_type(TimestampType::LogAppendTime);
+    let attributes = batch.header.attributes.with_timestamp_type(kind);
     bytes[ATTRIBUTES_AT..ATTRIBUTES_AT + 2].copy_from_slice(&attributes.bits().to_be_bytes());
-    bytes[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&timestamp.to_be_bytes());
+    bytes[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&max_timestamp.to_be_bytes());
     seal(bytes);
     Ok(())
 }

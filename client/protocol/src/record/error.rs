@@ -1,6 +1,7 @@
 //! What can be wrong with a record batch.
 
 use super::compression::{Compression, CompressionError};
+use crate::error_code::ErrorCode;
 
 /// Why bytes are not a valid record batch. The bytes come from a peer or a disk, so
 /// each of these is an ordinary answer and none is a bug.
@@ -81,4 +82,60 @@ pub enum BatchError {
     /// A batch without records was produced.
     #[error("the batch has no records")]
     NoRecords,
+    /// The batch names a producer but no sequence number of its.
+    #[error("the batch of producer {producer_id} has no sequence number")]
+    MissingSequence {
+        /// The producer that the batch names.
+        producer_id: i64,
+    },
+}
+
+impl BatchError {
+    /// What a client is told that produced such a batch.
+    pub fn error_code(&self) -> ErrorCode {
+        match self {
+            Self::Truncated { .. }
+            | Self::InvalidLength(_)
+            | Self::UnknownCompression(_)
+            | Self::WrongCrc { .. }
+            | Self::Compression {
+                error: CompressionError::Corrupt(_),
+                ..
+            } => ErrorCode::CorruptMessage,
+            Self::Compression {
+                error: CompressionError::TooLarge { .. },
+                ..
+            } => ErrorCode::MessageTooLarge,
+            Self::UnsupportedMagic(_) => ErrorCode::UnsupportedForMessageFormat,
+            Self::InvalidCounts { .. }
+            | Self::InvalidRecord { .. }
+            | Self::TrailingBytes(_)
+            | Self::WrongOffsetDelta { .. }
+            | Self::MissingKey { .. }
+            | Self::ControlBatch
+            | Self::NoRecords
+            | Self::MissingSequence { .. } => ErrorCode::InvalidRecord,
+        }
+    }
+
+    /// The place in the batch of the record that is at fault, if one is: what a Produce
+    /// answer names in `record_errors` from version 8 on (KIP-467).
+    pub fn record_index(&self) -> Option<i32> {
+        match self {
+            Self::InvalidRecord { index, .. }
+            | Self::WrongOffsetDelta { index, .. }
+            | Self::MissingKey { index } => Some(*index),
+            Self::Truncated { .. }
+            | Self::InvalidLength(_)
+            | Self::UnsupportedMagic(_)
+            | Self::UnknownCompression(_)
+            | Self::WrongCrc { .. }
+            | Self::InvalidCounts { .. }
+            | Self::Compression { .. }
+            | Self::TrailingBytes(_)
+            | Self::ControlBatch
+            | Self::NoRecords
+            | Self::MissingSequence { .. } => None,
+        }
+    }
 }

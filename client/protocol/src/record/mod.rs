@@ -6,9 +6,14 @@
 //! allocates more than the bytes it was given or the cap it was told.
 
 pub mod batch;
+pub mod builder;
 pub mod compression;
 mod error;
+pub mod iter;
+mod varint;
 
-pub use batch::{BatchHeader, BatchView, batches, crc32c};
+pub use batch::{BatchHeader, BatchView, TimestampType, batches, crc32c};
+pub use builder::{RecordBatchBuilder, recompress};
 pub use compression::Compression;
 pub use error::BatchError;
+pub use iter::{Record, RecordHeader, RecordRef, ValidateOptions, validate_records};
