@@ -1,0 +1,520 @@
+//! Classic consumer groups: membership, assignments and committed offsets.
+//!
+//! A [`GroupShard`] owns the groups of one partition of `__consumer_offsets`. It is
+//! pure: the runtime around it holds it behind a lock, tells it the time and appends
+//! its records. The order of calls:
+//!
+//! 1. *Load.* `new`, then `replay` for each record of the partition in order, then
+//!    `loaded` once, which arms the members' sessions anew. Until then requests are
+//!    [`GroupRequest::refused`] with COORDINATOR_LOAD_IN_PROGRESS.
+//! 2. *Serve.* `handle` a request, or `tick` when [`GroupShard::next_deadline`] has
+//!    come; look at the deadline again after every call. Both hand out [`Effects`].
+//! 3. *Write.* Effects with records are appended at once, as one batch, and before any
+//!    other call the shard is told the outcome: `written`, or `write_failed`, whose own
+//!    effects are then dealt with in the same way. Replies that come with records are
+//!    not sent before that; `written` and `write_failed` hand them on.
+//! 4. *Send.* A reply goes out once everything that the shard has had written up to
+//!    then is below the high watermark, whether or not it came with records: it may
+//!    rest on any of them.
+//! 5. *Unload.* On losing the partition, `unload` hands out an answer for every
+//!    request that still waits; replies not yet sent are to be refused likewise.
+//!
+//! Invariants: offsets and the deletion of groups take effect only when written; a
+//! group's members and generation may run ahead of the log, which shows the group as of
+//! its last assignment (or emptiness), and what ran ahead is lost with the shard: its
+//! members rejoin. Every ticket given to `handle` is answered exactly once, by some
+//! call's replies. No buffer of a request is kept.
+
+/// Builds a wire message from the fields that are not at their defaults. (The wire
+/// crate's structs may grow, so they cannot be written as literals here.)
+macro_rules! message {
+    (@value $field:ident) => { $field };
+    (@value $field:ident $value:expr) => { $value };
+    ($type:ident { $($field:ident $(: $value:expr)?),* $(,)? }) => {{
+        let mut message = $type::default();
+        $(message.$field = message!(@value $field $($value)?);)*
+        message
+    }};
+}
+
+mod admin;
+mod api;
+mod classic;
+mod config;
+mod join;
+mod offsets;
+mod rebalance;
+pub mod records;
+mod routing;
+mod sync;
+mod timers;
+
+use std::{collections::BTreeMap, fmt};
+
+use bytes::Bytes;
+use yuxi_protocol::{
+    codec::StrBytes,
+    error_code::ErrorCode,
+    messages::{HeartbeatResponse, OffsetDeleteResponse},
+};
+
+pub use api::{Effects, GroupRequest, GroupResponse, Reply, RequestContext, Ticket};
+pub use classic::GroupState;
+pub use config::GroupConfig;
+pub use records::{CoordinatorRecord, RecordError};
+pub use routing::partition_for;
+
+use api::Completion;
+use classic::Group;
+use offsets::{MAX_HOUSEKEEPING_BYTES, OffsetStore};
+use rebalance::Turn;
+use records::GroupRecord;
+use timers::{Task, TimerKey, Timers};
+
+/// Where the 16 bytes of a new member id's UUID come from.
+pub type UuidSource = Box<dyn FnMut() -> [u8; 16] + Send>;
+
+/// The groups and offsets of one partition of `__consumer_offsets`.
+pub struct GroupShard {
+    config: GroupConfig,
+    uuids: UuidSource,
+    groups: BTreeMap<StrBytes, Group>,
+    offsets: OffsetStore,
+    timers: Timers,
+    phase: Phase,
+    skipped_records: u64,
+}
+
+/// Which calls may come next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Loading,
+    Ready,
+    /// Records are out and their fate is not known.
+    Writing,
+}
+
+/// What a record did to the shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replayed {
+    /// It was taken in.
+    Applied,
+    /// It is of a kind that is not served yet, and was passed over.
+    Skipped {
+        /// The number that its key begins with.
+        key_version: i16,
+    },
+}
+
+/// How much a shard holds, for metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Groups by state.
+    pub groups: BTreeMap<GroupState, usize>,
+    /// Members of all groups.
+    pub members: usize,
+    /// Committed offsets.
+    pub offsets: usize,
+    /// Records that `replay` passed over because their kind is not served yet.
+    pub skipped_records: u64,
+}
+
+impl GroupShard {
+    /// A shard that knows nothing yet and waits for its records.
+    pub fn new(config: GroupConfig, uuids: UuidSource) -> Self {
+        Self {
+            config,
+            uuids,
+            groups: BTreeMap::new(),
+            offsets: OffsetStore::default(),
+            timers: Timers::default(),
+            phase: Phase::Loading,
+            skipped_records: 0,
+        }
+    }
+
+    /// Takes over changed settings; deadlines already set stay as they are.
+    pub fn set_config(&mut self, config: GroupConfig) {
+        self.config = config;
+    }
+
+    /// Takes in one record of the partition while the shard loads.
+    ///
+    /// A malformed record is an error and changes nothing; it is for the caller to go on
+    /// with the next.
+    pub fn replay(&mut self, key: &Bytes, value: Option<&Bytes>) -> Result<Replayed, RecordError> {
+        assert_eq!(self.phase, Phase::Loading, "the shard is loaded");
+        self.apply(key, value)
+    }
+
+    /// All records are in: members' sessions begin anew, since nobody could have heard
+    /// from them. Groups with members are stable, as the log has them.
+    pub fn loaded(&mut self, now_ms: i64) {
+        assert_eq!(self.phase, Phase::Loading, "the shard is loaded once");
+        self.phase = Phase::Ready;
+        self.schedule_clean_up(now_ms);
+        let mut effects = Effects::default();
+        let ids: Vec<StrBytes> = self.groups.keys().cloned().collect();
+        for id in ids {
+            let max_size = self.config.max_size;
+            let Some(mut turn) = self.turn(&id, now_ms, &mut effects) else {
+                continue;
+            };
+            for member_id in turn.group.member_ids() {
+                turn.renew_session(&member_id);
+            }
+            if turn.group.members().len() > max_size.max(1) {
+                // The limit was lowered; a rebalance lets members commit before some
+                // are left out.
+                turn.prepare_rebalance("the group is larger than is now allowed");
+            }
+        }
+        assert!(
+            effects.records.is_empty() && effects.replies.is_empty(),
+            "nobody waits yet"
+        );
+    }
+
+    /// Handles a request, which is answered under `ticket`, now or by a later call.
+    pub fn handle(
+        &mut self,
+        context: &RequestContext,
+        request: GroupRequest,
+        ticket: Ticket,
+        now_ms: i64,
+    ) -> Effects {
+        self.assert_ready();
+        let mut effects = Effects::default();
+        let out = &mut effects;
+        let response = match request {
+            GroupRequest::Join(request) => {
+                self.join(context, &request, ticket, now_ms, out);
+                return self.hand_out(effects);
+            }
+            GroupRequest::Sync(request) => {
+                self.sync(context, &request, ticket, now_ms, out);
+                return self.hand_out(effects);
+            }
+            GroupRequest::Heartbeat(request) => {
+                let error = self.heartbeat(&request, now_ms, out).err();
+                GroupResponse::Heartbeat(message!(HeartbeatResponse {
+                    error_code: error.unwrap_or(ErrorCode::None).code()
+                }))
+            }
+            GroupRequest::Leave(request) => {
+                GroupResponse::Leave(self.leave(context, request, now_ms, out))
+            }
+            GroupRequest::OffsetCommit(request) => {
+                GroupResponse::OffsetCommit(self.commit_offsets(context, &request, now_ms, out))
+            }
+            GroupRequest::OffsetFetch(request) => {
+                GroupResponse::OffsetFetch(self.fetch_offsets(context, request))
+            }
+            GroupRequest::OffsetDelete(request) => {
+                let response = self.delete_offsets(&request, out).unwrap_or_else(|error| {
+                    message!(OffsetDeleteResponse {
+                        error_code: error.code()
+                    })
+                });
+                GroupResponse::OffsetDelete(response)
+            }
+            GroupRequest::DescribeGroups(request) => {
+                GroupResponse::DescribeGroups(self.describe(context, request))
+            }
+            GroupRequest::ListGroups(request) => GroupResponse::ListGroups(self.list(&request)),
+            GroupRequest::DeleteGroups(request) => {
+                GroupResponse::DeleteGroups(self.delete(request, out))
+            }
+        };
+        effects.reply(ticket, response);
+        self.hand_out(effects)
+    }
+
+    /// Does what is due at `now_ms`. If that is a lot, part of it is left for the next
+    /// call and [`GroupShard::next_deadline`] stays in the past.
+    pub fn tick(&mut self, now_ms: i64) -> Effects {
+        self.assert_ready();
+        let mut effects = Effects::default();
+        while record_bytes(&effects) < MAX_HOUSEKEEPING_BYTES {
+            let Some((key, task)) = self.timers.pop_due(now_ms) else {
+                break;
+            };
+            let (TimerKey::Member { group, .. }
+            | TimerKey::Join { group }
+            | TimerKey::Sync { group }) = &key
+            else {
+                if self.clean_up(now_ms, &mut effects) {
+                    self.schedule_clean_up(now_ms);
+                } else {
+                    self.timers
+                        .schedule(TimerKey::CleanUp, now_ms, Task::CleanUp);
+                    break;
+                }
+                continue;
+            };
+            let Some(mut turn) = self.turn(group, now_ms, &mut effects) else {
+                continue;
+            };
+            match (task, &key) {
+                (Task::ExpireMember, TimerKey::Member { member, .. }) => {
+                    turn.expire_member(member);
+                }
+                (
+                    Task::InitialJoin {
+                        delay_ms,
+                        remaining_ms,
+                    },
+                    _,
+                ) => {
+                    turn.initial_join_delay_passed(delay_ms, remaining_ms);
+                }
+                (Task::CompleteJoin, _) => turn.complete_join(),
+                (Task::ExpireSync { generation }, _) => turn.expire_sync(generation),
+                (Task::ExpireMember | Task::CleanUp, _) => {}
+            }
+        }
+        self.hand_out(effects)
+    }
+
+    /// When `tick` next has something to do, in milliseconds since the Unix epoch.
+    pub fn next_deadline(&self) -> Option<i64> {
+        self.timers.next_deadline()
+    }
+
+    /// The records of `effects` were appended: what depended on them happens, and the
+    /// replies may be sent when the records are below the high watermark.
+    #[must_use = "replies must be sent"]
+    pub fn written(&mut self, effects: Effects, now_ms: i64) -> Vec<Reply> {
+        self.outcome_known();
+        for record in &effects.records {
+            self.apply_written(record);
+        }
+        let mut out = Effects {
+            replies: effects.replies,
+            ..Default::default()
+        };
+        for completion in effects.completions {
+            if let Completion::Assign { group, assignment } = completion
+                && let Some(mut turn) = self.turn(&group, now_ms, &mut out)
+            {
+                turn.assigned(assignment);
+            }
+        }
+        assert!(out.records.is_empty(), "a write leads to no other");
+        out.replies
+    }
+
+    /// The records of `effects` could not be appended: nothing of them is in the log.
+    /// Whoever waited for them is answered with what `error` means to a client.
+    pub fn write_failed(&mut self, effects: Effects, error: ErrorCode, now_ms: i64) -> Effects {
+        self.outcome_known();
+        let error = api::write_error(error);
+        tracing::warn!(error = error.name(), "group records could not be written");
+        let mut out = Effects::default();
+        for (ticket, response) in effects.replies {
+            out.reply(ticket, response.failed(error));
+        }
+        for completion in effects.completions {
+            self.undo(completion, error, now_ms, &mut out);
+        }
+        if self
+            .timers
+            .deadline(&TimerKey::CleanUp)
+            .is_some_and(|deadline| deadline <= now_ms)
+        {
+            self.schedule_clean_up(now_ms);
+        }
+        self.hand_out(out)
+    }
+
+    /// The partition is no longer ours: every request that waits is answered with
+    /// NOT_COORDINATOR.
+    #[must_use = "replies must be sent"]
+    pub fn unload(mut self) -> Vec<Reply> {
+        let mut effects = Effects::default();
+        let ids: Vec<StrBytes> = self.groups.keys().cloned().collect();
+        for id in ids {
+            self.forget(&id, ErrorCode::NotCoordinator, &mut effects);
+        }
+        effects.replies
+    }
+
+    /// How much the shard holds. Takes time in proportion to its groups.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts {
+            offsets: self.offsets.len(),
+            skipped_records: self.skipped_records,
+            ..Counts::default()
+        };
+        for group in self.groups.values() {
+            *counts.groups.entry(group.state()).or_default() += 1;
+            counts.members += group.members().len();
+        }
+        counts
+    }
+
+    fn assert_ready(&self) {
+        assert_eq!(
+            self.phase,
+            Phase::Ready,
+            "the shard is loaded and no write is under way"
+        );
+    }
+
+    fn hand_out(&mut self, effects: Effects) -> Effects {
+        if !effects.records.is_empty() {
+            self.phase = Phase::Writing;
+        }
+        effects
+    }
+
+    fn outcome_known(&mut self) {
+        assert_eq!(
+            self.phase,
+            Phase::Writing,
+            "there are records to know the outcome of"
+        );
+        self.phase = Phase::Ready;
+    }
+
+    /// A call's hold on one group.
+    fn turn<'a>(
+        &'a mut self,
+        id: &StrBytes,
+        now_ms: i64,
+        effects: &'a mut Effects,
+    ) -> Option<Turn<'a>> {
+        // The id that the shard owns goes into timers, not the request's.
+        let (id, group) = self.groups.range_mut(id..=id).next()?;
+        Some(Turn {
+            id,
+            group,
+            timers: &mut self.timers,
+            config: &self.config,
+            effects,
+            now_ms,
+        })
+    }
+
+    fn schedule_clean_up(&mut self, now_ms: i64) {
+        let interval_ms = self.config.offsets_retention_check_interval_ms.max(1);
+        self.timers
+            .schedule(TimerKey::CleanUp, now_ms + interval_ms, Task::CleanUp);
+    }
+
+    /// A record of ours is in the log. That of a group with members says what the group
+    /// is already; all others take effect now.
+    fn apply_written(&mut self, record: &CoordinatorRecord) {
+        let is_group = matches!(
+            records::decode(&record.key, None),
+            Ok(GroupRecord::GroupMetadata { .. })
+        );
+        if !is_group || record.value.is_none() {
+            let applied = self.apply(&record.key, record.value.as_ref());
+            assert_eq!(
+                applied,
+                Ok(Replayed::Applied),
+                "our own records are in order"
+            );
+        }
+    }
+
+    fn apply(&mut self, key: &Bytes, value: Option<&Bytes>) -> Result<Replayed, RecordError> {
+        match records::decode(key, value)? {
+            GroupRecord::OffsetCommit {
+                key,
+                value: Some(value),
+            } => {
+                if !self.groups.contains_key(&key.group) {
+                    let simple = Group::new(value.commit_timestamp_ms);
+                    self.groups.insert(copied(&key.group), simple);
+                }
+                self.offsets.put(&key, value);
+            }
+            GroupRecord::OffsetCommit { key, value: None } => self.offsets.remove(&key),
+            GroupRecord::GroupMetadata { group, value: None } => {
+                let mut effects = Effects::default();
+                self.forget(&group, ErrorCode::UnknownMemberId, &mut effects);
+                assert!(
+                    effects.replies.is_empty(),
+                    "only groups without members are deleted"
+                );
+            }
+            GroupRecord::GroupMetadata {
+                group,
+                value: Some(value),
+            } => {
+                let loaded = Group::from_record(&group, value)?;
+                self.groups.insert(copied(&group), loaded);
+            }
+            GroupRecord::Other { key_version } => {
+                self.skipped_records += 1;
+                return Ok(Replayed::Skipped { key_version });
+            }
+        }
+        Ok(Replayed::Applied)
+    }
+
+    fn undo(&mut self, completion: Completion, error: ErrorCode, now_ms: i64, out: &mut Effects) {
+        match completion {
+            Completion::Assign { group, .. } => {
+                if let Some(mut turn) = self.turn(&group, now_ms, out) {
+                    turn.fail_assignment(error);
+                    turn.prepare_rebalance("the assignment could not be written");
+                }
+            }
+            Completion::ForgetOnFailure { group } => self.forget(&group, error, out),
+            Completion::RestoreOnFailure {
+                group,
+                before,
+                replaced,
+                by,
+            } => {
+                if let Some(mut turn) = self.turn(&group, now_ms, out) {
+                    turn.timers.cancel(&turn.member_key(&by));
+                    *turn.group = *before;
+                    turn.renew_session(&replaced);
+                }
+            }
+        }
+    }
+
+    /// Drops a group and its timers, and answers whoever waits in it.
+    fn forget(&mut self, id: &StrBytes, error: ErrorCode, effects: &mut Effects) {
+        let Some(mut turn) = self.turn(id, 0, effects) else {
+            return;
+        };
+        turn.cancel_timers();
+        for member_id in turn.group.member_ids() {
+            let owed = turn.group.remove(&member_id);
+            turn.settle(owed, &member_id, error);
+        }
+        self.groups.remove(id);
+    }
+}
+
+/// A shard's contents are its clients' business; its size is not.
+impl fmt::Debug for GroupShard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GroupShard")
+            .field("groups", &self.groups.len())
+            .field("offsets", &self.offsets.len())
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}
+
+fn record_bytes(effects: &Effects) -> usize {
+    let size =
+        |record: &CoordinatorRecord| record.key.len() + record.value.as_ref().map_or(0, Bytes::len);
+    effects.records.iter().map(size).sum()
+}
+
+/// A copy of its own, so that keeping a name does not keep the request it came in.
+fn copied(text: &StrBytes) -> StrBytes {
+    if text.is_empty() {
+        StrBytes::default()
+    } else {
+        text.as_str().into()
+    }
+}
