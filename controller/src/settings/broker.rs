@@ -304,11 +304,19 @@ struct Layers {
 }
 
 impl Layers {
+    /// The texts that were given for `row`, the one that holds first.
+    fn given(&self, row: &'static Setting) -> impl Iterator<Item = (Source, &str)> {
+        [
+            (Source::DynamicBroker, &self.broker),
+            (Source::DynamicDefaultBroker, &self.cluster_defaults),
+            (Source::StaticBroker, &self.fixed),
+        ]
+        .into_iter()
+        .filter_map(|(source, layer)| Some((source, layer.get(row.name)?.trim())))
+    }
+
     fn text(&self, row: &'static Setting) -> Option<&str> {
-        [&self.broker, &self.cluster_defaults, &self.fixed]
-            .into_iter()
-            .find_map(|layer| layer.get(row.name).map(String::as_str))
-            .or(row.default)
+        self.given(row).next().map(|(_, text)| text).or(row.default)
     }
 }
 
@@ -384,15 +392,9 @@ impl ServerSettings {
         }
     }
 
-    /// The text of `row` and where it comes from, without its default.
+    /// The texts that were given for `row` and where, the one that holds first.
     pub(super) fn given(&self, row: &'static Setting) -> impl Iterator<Item = (Source, &str)> {
-        [
-            (Source::DynamicBroker, &self.layers.broker),
-            (Source::DynamicDefaultBroker, &self.layers.cluster_defaults),
-            (Source::StaticBroker, &self.layers.fixed),
-        ]
-        .into_iter()
-        .filter_map(|(source, layer)| Some((source, layer.get(row.name)?.trim())))
+        self.layers.given(row)
     }
 
     fn conflicts(&self) -> Vec<Problem> {

@@ -233,6 +233,7 @@ fn a_topic_takes_its_own_then_the_brokers_then_the_clusters_then_the_files_value
     assert_eq!(TopicSettings::resolve(&clustered, &none).retention_ms, 20);
     let both = fixed.with_dynamic(&cluster, &broker);
     assert_eq!(segment_bytes(&both, &none), 3000);
+    assert_eq!(both.log_segment_bytes, 3000);
     assert_eq!(segment_bytes(&both, &own), 4000);
     assert_eq!(segment_bytes(&both.with_dynamic(&none, &none), &none), 1000);
 }
