@@ -117,8 +117,8 @@ server_settings! {
         /// How often logs are checked for segments that are past their retention.
         log_retention_check_interval_ms: i64 =
             "log.retention.check.interval.ms", Some("300000"), AtLeast(1), AtStart;
-        /// How often logs are checked for records that `log.flush.interval.ms` says must be on
-        /// disk by now; also the value of `log.flush.interval.ms` where that is not set.
+        /// The value of `log.flush.interval.ms` where that is not set. Logs are checked for
+        /// records that must be on disk every second, however this is set.
         log_flush_scheduler_interval_ms: i64 =
             "log.flush.scheduler.interval.ms", Some("9223372036854775807"), AtLeast(1), AtStart;
     }
