@@ -1,0 +1,200 @@
+use super::*;
+
+const PRODUCE: i16 = 0;
+const FETCH: i16 = 1;
+
+fn metrics() -> Arc<Metrics> {
+    Metrics::new([(FETCH, "Fetch"), (PRODUCE, "Produce")])
+}
+
+fn rendered(metrics: &Metrics) -> String {
+    metrics.render(&Gathered::default(), Instant::now())
+}
+
+fn has(text: &str, sample: &str) {
+    assert!(
+        text.lines().any(|line| line == sample),
+        "{sample} is not in:\n{text}"
+    );
+}
+
+#[test]
+fn what_is_appended_counts_for_the_broker_and_for_the_topic() {
+    let metrics = metrics();
+    metrics.records_in("a", 2, 100);
+    metrics.records_in("b", 1, 10);
+    metrics.bytes_out("a", 7);
+    let text = rendered(&metrics);
+    has(&text, "kafka_server_brokertopicmetrics_bytesin_total 110");
+    has(
+        &text,
+        "kafka_server_brokertopicmetrics_bytesin_total{topic=\"a\"} 100",
+    );
+    has(
+        &text,
+        "kafka_server_brokertopicmetrics_messagesin_total{topic=\"b\"} 1",
+    );
+    has(&text, "kafka_server_brokertopicmetrics_bytesout_total 7");
+}
+
+#[test]
+fn the_brokers_total_does_not_fall_when_a_topic_is_deleted() {
+    let metrics = metrics();
+    metrics.records_in("a", 2, 100);
+    metrics.topic_deleted("a");
+    let text = rendered(&metrics);
+    has(&text, "kafka_server_brokertopicmetrics_bytesin_total 100");
+    assert!(!text.contains("topic=\"a\""));
+}
+
+#[test]
+fn requests_are_counted_by_api_and_version_and_timed() {
+    let metrics = metrics();
+    let answered = |version| {
+        metrics.request_answered(PRODUCE, version, Duration::from_millis(1), 50);
+    };
+    answered(9);
+    answered(9);
+    answered(i16::MAX);
+    answered(-1);
+    metrics.request_answered(77, 0, Duration::ZERO, 1);
+    let text = rendered(&metrics);
+    has(
+        &text,
+        "kafka_network_requestmetrics_requests_total{request=\"Produce\",version=\"9\"} 2",
+    );
+    has(&text, "yuxi_answer_bytes_total{request=\"Produce\"} 200");
+    has(
+        &text,
+        "yuxi_request_duration_seconds_bucket{api=\"Produce\",le=\"0.0005\"} 0",
+    );
+    has(
+        &text,
+        "yuxi_request_duration_seconds_bucket{api=\"Produce\",le=\"0.001\"} 4",
+    );
+    has(
+        &text,
+        "yuxi_request_duration_seconds_bucket{api=\"Produce\",le=\"+Inf\"} 4",
+    );
+    has(
+        &text,
+        "yuxi_request_duration_seconds_sum{api=\"Produce\"} 0.004",
+    );
+    has(
+        &text,
+        "kafka_network_requestmetrics_totaltimems{request=\"Produce\",quantile=\"0.50\"} 0.75",
+    );
+    has(
+        &text,
+        "kafka_network_requestmetrics_totaltimems_sum{request=\"Produce\"} 4",
+    );
+    has(
+        &text,
+        "kafka_network_requestmetrics_totaltimems_count{request=\"Fetch\"} 0",
+    );
+}
+
+#[test]
+fn errors_are_counted_by_their_names() {
+    let metrics = metrics();
+    metrics.request_failed(FETCH, ErrorCode::OffsetOutOfRange);
+    metrics.request_failed(77, ErrorCode::OffsetOutOfRange);
+    has(
+        &rendered(&metrics),
+        "kafka_network_requestmetrics_errors_total{request=\"Fetch\",error=\"OFFSET_OUT_OF_RANGE\"} 1",
+    );
+}
+
+#[test]
+fn open_connections_are_those_not_yet_closed() {
+    let metrics = metrics();
+    metrics.connection_opened();
+    metrics.connection_opened();
+    metrics.connection_closed();
+    metrics.connection_refused();
+    let text = rendered(&metrics);
+    has(&text, "kafka_server_socketservermetrics_connection_count 1");
+    has(&text, "yuxi_connections_refused_total 1");
+}
+
+#[test]
+fn what_is_true_at_the_scrape_is_told_of_each_partition_and_in_sum() {
+    let partition = |partition, is_leader| PartitionState {
+        topic: "a".into(),
+        partition,
+        is_leader,
+        is_offline: false,
+        is_under_replicated: is_leader,
+        is_under_min_isr: false,
+        log_start_offset: 3,
+        log_end_offset: 10,
+        size_bytes: 4096,
+        segments: 2,
+    };
+    let mut state = Gathered {
+        readiness: Readiness::Ready,
+        partitions: vec![partition(0, true), partition(1, false)],
+        ..Gathered::default()
+    };
+    let metrics = metrics();
+    let text = metrics.render(&state, Instant::now());
+    has(&text, "kafka_server_replicamanager_partitioncount 2");
+    has(&text, "kafka_server_replicamanager_leadercount 1");
+    has(
+        &text,
+        "kafka_server_replicamanager_underreplicatedpartitions 1",
+    );
+    has(&text, "kafka_server_kafkaserver_brokerstate 3");
+    has(
+        &text,
+        "kafka_log_log_logendoffset{topic=\"a\",partition=\"1\"} 10",
+    );
+    has(
+        &text,
+        "kafka_controller_kafkacontroller_activecontrollercount 0",
+    );
+    assert!(!text.contains("globaltopiccount"));
+    state.controls = Some(ClusterState {
+        topics: 5,
+        ..ClusterState::default()
+    });
+    let text = metrics.render(&state, Instant::now());
+    has(
+        &text,
+        "kafka_controller_kafkacontroller_activecontrollercount 1",
+    );
+    has(&text, "kafka_controller_kafkacontroller_globaltopiccount 5");
+}
+
+#[test]
+fn every_sample_stands_under_its_familys_help_and_type_and_no_family_comes_twice() {
+    let metrics = metrics();
+    metrics.records_in("a", 1, 1);
+    metrics.request_answered(FETCH, 12, Duration::from_mins(1), 1);
+    metrics.log_flushed(Duration::from_millis(3));
+    let state = Gathered {
+        controls: Some(ClusterState::default()),
+        ..Gathered::default()
+    };
+    let text = metrics.render(&state, Instant::now());
+    let mut seen = std::collections::HashSet::new();
+    let mut family = "";
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            family = help.split(' ').next().expect("a name");
+            assert!(seen.insert(family), "{family} comes twice");
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            assert_eq!(kind.split(' ').next(), Some(family));
+        } else {
+            let (name, value) = line.rsplit_once(' ').expect(line);
+            let name = name.split('{').next().expect("a name");
+            let suffix = name.strip_prefix(family).expect(line);
+            assert!(
+                matches!(suffix, "" | "_sum" | "_count" | "_bucket"),
+                "{line}"
+            );
+            value.parse::<f64>().expect(line);
+        }
+    }
+    assert!(seen.contains("process_resident_memory_bytes") || !cfg!(target_os = "linux"));
+}
