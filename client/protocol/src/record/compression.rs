@@ -564,6 +564,22 @@ mod tests {
     }
 
     #[test]
+    fn a_snappy_block_is_not_believed_beyond_what_its_bytes_can_hold() {
+        let too_much = Err(CompressionError::corrupt(
+            "a block claims more bytes than it can hold",
+        ));
+        // 6 bytes that claim 4 GiB, raw and as a block of a stream.
+        let raw = [0xff, 0xff, 0xff, 0xff, 0x0f, 0];
+        let framed = [&XERIAL_HEADER[..], &[0, 0, 0, 6], &raw].concat();
+        for bytes in [&raw[..], &framed] {
+            assert_eq!(Compression::Snappy.decompress(bytes, usize::MAX), too_much);
+        }
+        // The densest that there is: a literal, then copies of 64 bytes for 3.
+        let zeros = compressed(Compression::Snappy, None, &vec![0; XERIAL_BLOCK_BYTES]);
+        assert!(Compression::Snappy.decompress(&zeros, usize::MAX).is_ok());
+    }
+
+    #[test]
     fn codecs_are_known_by_number_and_name() {
         for (id, name) in ["none", "gzip", "snappy", "lz4", "zstd"]
             .into_iter()
