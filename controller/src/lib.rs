@@ -1,3 +1,23 @@
-//! Metadata store, cluster image, election and decisions of a Yuxi cluster
+//! The control plane: the metadata store, the image of the cluster in it, the
+//! decisions on topics, leaders and in-sync replicas, and the one process at a time
+//! that may write them.
+//!
+//! [`Controller`] is the way in. Under it, from the bottom: [`store`] keeps keys,
+//! [`keys`] says which, [`image`] is all of them as one value, [`decide`] turns an image and
+//! an event into changes, and the service's loop commits them for as long as it holds
+//! the seal. [`settings`] stands by itself.
 
+mod command;
+mod controller;
+pub mod decide;
+mod election;
+mod error;
+pub mod image;
+pub mod keys;
+mod service;
 pub mod settings;
+pub mod store;
+
+pub use controller::{Campaign, Controller, ControllerOptions};
+pub use error::ControllerError;
+pub use keys::{BrokerValue as Registration, Endpoint};

@@ -1,0 +1,208 @@
+//! [`Controller`]: the handle by which everything else in the process sees the cluster
+//! and asks for changes to it. It is cheap to clone and owns nothing but a way
+//! to the service's loop.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use yuxi_protocol::ids::{BrokerEpoch, BrokerId};
+
+use crate::{
+    ControllerError,
+    command::{Call, Command, Validated},
+    decide::{
+        configs::ConfigAlteration,
+        isr::{IsrAnswers, IsrProposals},
+        producer_ids::ProducerIdBlock,
+        topics::{Answers, CreatedTopic, DeletedTopic, NewPartitions, NewTopic, TopicSelector},
+    },
+    image::ClusterImage,
+    keys::BrokerValue,
+    service::{self, Request},
+    settings::ServerSettings,
+    store::MetadataStore,
+};
+
+/// The most requests that wait for the service's loop; callers beyond wait to enter.
+const REQUEST_QUEUE: usize = 1024;
+
+/// What a controller is started with.
+#[derive(Clone, Debug)]
+pub struct ControllerOptions {
+    /// This process's `node.id`.
+    pub node_id: BrokerId,
+    /// The settings that decisions fall back on.
+    pub settings: Arc<ServerSettings>,
+    /// How long this process may be silent before it is taken for dead:
+    /// `broker.session.timeout.ms`.
+    pub session_ttl: Duration,
+    /// Whether it competes for the seal.
+    pub campaign: Campaign,
+    /// Makes ids and placement repeatable; random if `None`.
+    pub seed: Option<u64>,
+}
+
+/// When a process competes for the seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Campaign {
+    /// Once it has registered as a broker, so that the reconciling of a new controller
+    /// finds it alive.
+    OnceRegistered,
+    /// From the start: a controller that is no broker.
+    FromStart,
+    /// Not at all: `controller.candidate=false`.
+    Never,
+}
+
+/// The handle; see the module.
+#[derive(Clone)]
+pub struct Controller {
+    node_id: BrokerId,
+    requests: mpsc::Sender<Request>,
+    image: watch::Receiver<Arc<ClusterImage>>,
+}
+
+impl Controller {
+    /// Reads the cluster from `store`, founds it if there is none, and starts the service's
+    /// loop on the current tokio runtime.
+    pub async fn start(
+        store: impl MetadataStore,
+        options: ControllerOptions,
+    ) -> Result<Self, ControllerError> {
+        let node_id = options.node_id;
+        let (sender, requests) = mpsc::channel(REQUEST_QUEUE);
+        let mut image = service::start(store, options, requests).await?;
+        image
+            .wait_for(|image| image.cluster_id().is_some())
+            .await
+            .map_err(|_| ControllerError::Stopped)?;
+        Ok(Self {
+            node_id,
+            requests: sender,
+            image,
+        })
+    }
+
+    /// The cluster as it is now.
+    pub fn image(&self) -> Arc<ClusterImage> {
+        Arc::clone(&self.image.borrow())
+    }
+
+    /// The cluster as it is and comes to be.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<ClusterImage>> {
+        self.image.clone()
+    }
+
+    /// Registers this process as a broker and returns its broker epoch once a controller
+    /// has let it in. Should its session end, it is registered again by itself, under
+    /// another epoch, which the image shows.
+    pub async fn register_broker(
+        &self,
+        registration: BrokerValue,
+    ) -> Result<BrokerEpoch, ControllerError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Register(registration, reply)).await?;
+        answer.await.map_err(|_| ControllerError::Stopped)?
+    }
+
+    /// Creates topics; with `validate_only` it says only what would happen.
+    pub async fn create_topics(
+        &self,
+        topics: Vec<NewTopic>,
+        validate_only: bool,
+    ) -> Answers<CreatedTopic> {
+        let count = topics.len();
+        let input = Validated {
+            input: topics,
+            validate_only,
+        };
+        each(count, self.call(Command::CreateTopics, input).await)
+    }
+
+    /// Deletes topics.
+    pub async fn delete_topics(&self, topics: Vec<TopicSelector>) -> Answers<DeletedTopic> {
+        let count = topics.len();
+        each(count, self.call(Command::DeleteTopics, topics).await)
+    }
+
+    /// Gives topics more partitions.
+    pub async fn create_partitions(
+        &self,
+        topics: Vec<NewPartitions>,
+        validate_only: bool,
+    ) -> Answers<()> {
+        let count = topics.len();
+        let input = Validated {
+            input: topics,
+            validate_only,
+        };
+        each(count, self.call(Command::CreatePartitions, input).await)
+    }
+
+    /// Changes configuration overrides.
+    pub async fn alter_configs(
+        &self,
+        alterations: Vec<ConfigAlteration>,
+        validate_only: bool,
+    ) -> Answers<()> {
+        let count = alterations.len();
+        let input = Validated {
+            input: alterations,
+            validate_only,
+        };
+        each(count, self.call(Command::AlterConfigs, input).await)
+    }
+
+    /// Proposes new in-sync replica sets for partitions that a broker leads (AlterPartition).
+    pub async fn alter_partitions(&self, proposals: IsrProposals) -> IsrAnswers {
+        let count = proposals.partitions.len();
+        each(count, self.call(Command::AlterPartitions, proposals).await)
+    }
+
+    /// Takes the next block of producer ids.
+    pub async fn allocate_producer_ids(&self) -> Result<ProducerIdBlock, ControllerError> {
+        self.call(Command::AllocateProducerIds, ()).await?
+    }
+
+    /// Asks for a controlled shutdown of this process's broker: others take over what
+    /// they can. Returns how many partitions it still leads, since nobody can.
+    pub async fn shut_down_broker(&self, epoch: BrokerEpoch) -> Result<usize, ControllerError> {
+        let input = (self.node_id, epoch);
+        self.call(Command::ShutDownBroker, input).await?
+    }
+
+    /// Ends the session, and with it the registration and the seal, and stops the loop.
+    pub async fn stop(&self) {
+        let (reply, stopped) = oneshot::channel();
+        if self.send(Request::Stop(reply)).await.is_ok() {
+            // An error means that the loop has ended already.
+            let _ = stopped.await;
+        }
+    }
+
+    async fn call<I, O>(
+        &self,
+        command: impl FnOnce(Call<I, O>) -> Command,
+        input: I,
+    ) -> Result<O, ControllerError> {
+        let (call, answer) = Call::new(input);
+        self.send(Request::Command(command(call))).await?;
+        answer.await.map_err(|_| ControllerError::Stopped)?
+    }
+
+    async fn send(&self, request: Request) -> Result<(), ControllerError> {
+        self.requests
+            .send(request)
+            .await
+            .map_err(|_| ControllerError::Stopped)
+    }
+}
+
+/// What befell the whole call befell each of its items.
+fn each<T>(count: usize, answers: Result<Answers<T>, ControllerError>) -> Answers<T> {
+    answers.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
+}
+
+#[cfg(test)]
+#[path = "controller_tests.rs"]
+mod tests;

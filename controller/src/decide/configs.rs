@@ -1,0 +1,288 @@
+//! Configuration overrides of topics, of brokers and of the whole cluster:
+//! incremental changes (KIP-339) and full replacements, all checked by the settings table
+//! before anything is stored.
+
+use std::collections::BTreeSet;
+
+use yuxi_protocol::ids::BrokerId;
+
+use super::ChangeSet;
+use crate::{
+    ControllerError,
+    image::ClusterImage,
+    keys::{ConfigScope, ConfigValue, Key, print_value},
+    settings::{Kind, broker, topic},
+};
+
+/// The overrides of one scope to change.
+#[derive(Clone, Debug)]
+pub struct ConfigAlteration {
+    /// What they apply to.
+    pub scope: ConfigScope,
+    /// How they change.
+    pub change: ConfigChange,
+}
+
+/// How the overrides of a scope change.
+#[derive(Clone, Debug)]
+pub enum ConfigChange {
+    /// These steps; what they don't name stays.
+    Incremental(Vec<(String, ConfigStep)>),
+    /// These and no others.
+    Full(Vec<(String, Option<String>)>),
+}
+
+/// A change to one override.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigStep {
+    /// This value.
+    Set(String),
+    /// No override any more.
+    Delete,
+    /// These too, with commas between them.
+    Append(String),
+    /// Not these, with commas between them.
+    Subtract(String),
+}
+
+/// Decides on changes of overrides, one answer for each scope.
+pub fn alter(
+    image: &ClusterImage,
+    alterations: &[ConfigAlteration],
+) -> (Vec<ChangeSet>, Vec<Result<(), ControllerError>>) {
+    let mut seen = BTreeSet::new();
+    let repeated: BTreeSet<&ConfigScope> = alterations
+        .iter()
+        .map(|alteration| &alteration.scope)
+        .filter(|&scope| !seen.insert(scope))
+        .collect();
+    let mut changes = Vec::new();
+    let answers = alterations
+        .iter()
+        .map(|alteration| {
+            if repeated.contains(&alteration.scope) {
+                return Err(ControllerError::InvalidRequest(
+                    "Each resource must appear at most once.".to_owned(),
+                ));
+            }
+            changes.extend(alter_scope(image, alteration)?);
+            Ok(())
+        })
+        .collect();
+    (changes, answers)
+}
+
+/// The overrides that a new topic is created with, if any.
+pub(super) fn of_new_topic(
+    name: &str,
+    configs: &[(String, Option<String>)],
+) -> Result<Option<ConfigValue>, ControllerError> {
+    let scope = ConfigScope::Topic(name.into());
+    check_distinct(configs.iter().map(|(name, _)| name.as_str()))?;
+    let values = given_values(configs)?;
+    for (name, value) in &values {
+        validate(&scope, name, value)?;
+    }
+    Ok((!values.is_empty()).then_some(values))
+}
+
+fn alter_scope(
+    image: &ClusterImage,
+    alteration: &ConfigAlteration,
+) -> Result<Option<ChangeSet>, ControllerError> {
+    let scope = &alteration.scope;
+    check_exists(image, scope)?;
+    let current = image.config(scope);
+    let old = current
+        .map(|config| config.values.clone())
+        .unwrap_or_default();
+    let new = match &alteration.change {
+        ConfigChange::Incremental(steps) => {
+            check_distinct(steps.iter().map(|(name, _)| name.as_str()))?;
+            let mut new = old.clone();
+            for (name, step) in steps {
+                apply_step(scope, &mut new, name, step)?;
+            }
+            new
+        }
+        ConfigChange::Full(values) => {
+            check_distinct(values.iter().map(|(name, _)| name.as_str()))?;
+            given_values(values)?
+        }
+    };
+    // What stood there before was valid when it was set; a later version that knows
+    // less must not make the other overrides unchangeable.
+    for (name, value) in &new {
+        if old.get(name) != Some(value) {
+            validate(scope, name, value)?;
+        }
+    }
+    if new == old {
+        return Ok(None);
+    }
+    let key = Key::Config(scope.clone());
+    let mut changes = ChangeSet::default();
+    if let ConfigScope::Topic(name) = scope
+        && let Some(topic) = image.topic(name)
+    {
+        // Overrides of a topic that is gone would wait for the next of its name.
+        changes.require_modified(&Key::Topic(name.clone()), topic.mod_revision);
+    }
+    changes.require_as_seen(&key, current.map(|config| config.mod_revision));
+    if new.is_empty() {
+        changes.delete(&key);
+    } else {
+        changes.put(&key, print_value(&new));
+    }
+    Ok(Some(changes))
+}
+
+fn check_exists(image: &ClusterImage, scope: &ConfigScope) -> Result<(), ControllerError> {
+    match scope {
+        ConfigScope::Topic(name) if image.topic(name).is_none() => {
+            Err(ControllerError::UnknownTopic(name.to_string()))
+        }
+        ConfigScope::Broker(id) if !is_known(image, *id) => {
+            Err(ControllerError::BrokerIdNotRegistered(id.value()))
+        }
+        ConfigScope::Topic(_) | ConfigScope::Broker(_) | ConfigScope::Cluster => Ok(()),
+    }
+}
+
+fn is_known(image: &ClusterImage, broker: BrokerId) -> bool {
+    image.registration(broker).is_some() || image.admission(broker).is_some()
+}
+
+fn check_distinct<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), ControllerError> {
+    let mut seen = BTreeSet::new();
+    let repeated: BTreeSet<&str> = names.filter(|&name| !seen.insert(name)).collect();
+    if repeated.is_empty() {
+        return Ok(());
+    }
+    let names = repeated.into_iter().collect::<Vec<_>>().join(",");
+    Err(ControllerError::InvalidRequest(format!(
+        "Error due to duplicate config keys : {names}"
+    )))
+}
+
+fn given_values(configs: &[(String, Option<String>)]) -> Result<ConfigValue, ControllerError> {
+    let nulls: Vec<&str> = configs
+        .iter()
+        .filter(|(_, value)| value.is_none())
+        .map(|(name, _)| name.as_str())
+        .collect();
+    if !nulls.is_empty() {
+        return Err(ControllerError::InvalidConfig(format!(
+            "Null value not supported for configs: {}",
+            nulls.join(",")
+        )));
+    }
+    Ok(configs
+        .iter()
+        .filter_map(|(name, value)| Some((name.clone(), value.clone()?)))
+        .collect())
+}
+
+fn apply_step(
+    scope: &ConfigScope,
+    values: &mut ConfigValue,
+    name: &str,
+    step: &ConfigStep,
+) -> Result<(), ControllerError> {
+    match step {
+        ConfigStep::Set(value) => {
+            values.insert(name.to_owned(), value.clone());
+        }
+        ConfigStep::Delete => {
+            if values.remove(name).is_none() {
+                // Deleting what was never set is no error, but a name that does not
+                // exist is most likely a misspelt one.
+                check_known(scope, name)?;
+            }
+        }
+        ConfigStep::Append(given) | ConfigStep::Subtract(given) => {
+            check_known(scope, name)?;
+            let appends = matches!(step, ConfigStep::Append(_));
+            let Some(default) = list_default(scope, name) else {
+                return Err(ControllerError::InvalidConfig(format!(
+                    "Can't {} to key {name} because its type is not LIST.",
+                    if appends { "APPEND" } else { "SUBTRACT" }
+                )));
+            };
+            let current = values.get(name).map_or(default, String::as_str);
+            let mut items: Vec<&str> = items(current).collect();
+            for item in self::items(given) {
+                if !appends {
+                    items.retain(|&other| other != item);
+                } else if !items.contains(&item) {
+                    items.push(item);
+                }
+            }
+            let joined = items.join(",");
+            values.insert(name.to_owned(), joined);
+        }
+    }
+    Ok(())
+}
+
+fn items(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+}
+
+/// The default of a setting that is a list; `None` for one that isn't.
+fn list_default(scope: &ConfigScope, name: &str) -> Option<&'static str> {
+    let (kind, source) = match scope {
+        ConfigScope::Topic(_) => {
+            let row = topic::find(name)?;
+            (
+                row.setting.kind,
+                row.synonyms.first().map(|synonym| synonym.name),
+            )
+        }
+        ConfigScope::Broker(_) | ConfigScope::Cluster => (broker::find(name)?.kind, Some(name)),
+    };
+    let default = source.and_then(broker::find).and_then(|row| row.default);
+    (kind == Kind::List).then(|| default.unwrap_or(""))
+}
+
+fn check_known(scope: &ConfigScope, name: &str) -> Result<(), ControllerError> {
+    let known = match scope {
+        ConfigScope::Topic(_) => topic::find(name).is_some(),
+        ConfigScope::Broker(_) | ConfigScope::Cluster => broker::find(name).is_some(),
+    };
+    if known {
+        Ok(())
+    } else {
+        // The table knows best how to say so.
+        validate(scope, name, "")
+    }
+}
+
+fn validate(scope: &ConfigScope, name: &str, value: &str) -> Result<(), ControllerError> {
+    let checked = match scope {
+        ConfigScope::Topic(topic) if is_internal(topic) && name == "cleanup.policy" => {
+            // The broker itself compacts its own topics.
+            match value {
+                "compact" | "delete" | "compact,delete" | "delete,compact" => Ok(()),
+                _ => topic::validate(name, value),
+            }
+        }
+        ConfigScope::Topic(_) => topic::validate(name, value),
+        ConfigScope::Broker(_) | ConfigScope::Cluster => broker::validate_dynamic(name, value),
+    };
+    checked.map_err(|problem| ControllerError::InvalidConfig(problem.to_string()))
+}
+
+/// Whether a topic is the system's own.
+pub fn is_internal(topic: &str) -> bool {
+    matches!(
+        topic,
+        "__consumer_offsets" | "__transaction_state" | "__share_group_state"
+    )
+}
+
+#[cfg(test)]
+#[path = "configs_tests.rs"]
+mod tests;

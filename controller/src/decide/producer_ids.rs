@@ -1,0 +1,86 @@
+//! Blocks of producer ids. No id is ever given out twice: the next free one is
+//! moved on by compare-and-swap before the block is handed over (KIP-730).
+
+use yuxi_protocol::ids::ProducerId;
+
+use super::ChangeSet;
+use crate::{
+    ControllerError,
+    image::ClusterImage,
+    keys::{Key, ProducerIdsValue, print_value},
+};
+
+/// How many producer ids a broker is given at a time.
+pub const PRODUCER_ID_BLOCK_SIZE: i32 = 1000;
+
+/// Consecutive producer ids that belong to whoever asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProducerIdBlock {
+    /// The first of them.
+    pub first: ProducerId,
+    /// How many there are.
+    pub count: i32,
+}
+
+/// Takes the next block.
+pub fn allocate(image: &ClusterImage) -> Result<(ChangeSet, ProducerIdBlock), ControllerError> {
+    let current = image.producer_ids();
+    let first = current.map_or(ProducerId::new(0), |ids| ids.value.next_producer_id);
+    let next = first
+        .value()
+        .checked_add(i64::from(PRODUCER_ID_BLOCK_SIZE))
+        .ok_or(ControllerError::ProducerIdsExhausted)?;
+    let mut changes = ChangeSet::default();
+    changes.require_as_seen(&Key::ProducerIds, current.map(|ids| ids.mod_revision));
+    changes.put(
+        &Key::ProducerIds,
+        print_value(&ProducerIdsValue {
+            next_producer_id: ProducerId::new(next),
+        }),
+    );
+    let block = ProducerIdBlock {
+        first,
+        count: PRODUCER_ID_BLOCK_SIZE,
+    };
+    Ok((changes, block))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::testing::Cluster;
+
+    #[test]
+    fn blocks_follow_one_another_without_overlap() {
+        let mut cluster = Cluster::new();
+        for first in [0, 1000, 2000] {
+            let (changes, block) = allocate(&cluster.image).unwrap();
+            assert_eq!((block.first.value(), block.count), (first, 1000));
+            cluster.apply(&[changes]);
+        }
+    }
+
+    #[test]
+    fn two_that_saw_the_same_image_get_no_block_each() {
+        let mut cluster = Cluster::new();
+        let (first, _) = allocate(&cluster.image).unwrap();
+        let (second, _) = allocate(&cluster.image).unwrap();
+        cluster.apply(&[first]);
+        assert!(!cluster.would_accept(&second));
+    }
+
+    #[test]
+    fn the_last_ids_are_refused_rather_than_wrapped() {
+        let mut cluster = Cluster::new();
+        cluster.put(
+            &Key::ProducerIds,
+            print_value(&ProducerIdsValue {
+                next_producer_id: ProducerId::new(i64::MAX - 10),
+            }),
+        );
+        assert_eq!(
+            allocate(&cluster.image),
+            Err(ControllerError::ProducerIdsExhausted)
+        );
+    }
+}

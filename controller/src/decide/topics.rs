@@ -1,0 +1,573 @@
+//! Topics are created, deleted and given more partitions.
+//!
+//! The key of a topic is what makes its partitions exist: it is written after
+//! their states and deleted before them, so a controller that dies half-way leaves
+//! states that belong to nothing ([`super::brokers::remove_orphans`]), never a topic
+//! without them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
+
+use rand::{Rng, RngCore};
+use yuxi_protocol::ids::{BrokerId, PartitionId, TopicId};
+
+use super::{ChangeSet, configs, leaders::first_state, placement::Ring};
+use crate::{
+    ControllerError,
+    image::{ClusterImage, TopicImage},
+    keys::{
+        ConfigScope, ConfigValue, Key, PARTITIONS_PER_CHUNK, PartitionState, TopicValue,
+        first_partition, print_partitions, print_value,
+    },
+    settings::ServerSettings,
+};
+
+/// The most partitions that one call may create.
+pub const MAX_NEW_PARTITIONS: usize = 20_000;
+
+/// The longest name of a topic.
+pub const MAX_TOPIC_NAME_LENGTH: usize = 249;
+
+/// A topic to create.
+#[derive(Clone, Debug)]
+pub struct NewTopic {
+    /// Its name.
+    pub name: String,
+    /// How many partitions; -1 for `num.partitions`, or with a manual assignment.
+    pub partitions: i32,
+    /// How many replicas of each; -1 for `default.replication.factor`, or with a manual
+    /// assignment.
+    pub replication_factor: i16,
+    /// The replicas of each partition, if they shall not be chosen.
+    pub assignments: Vec<ManualAssignment>,
+    /// Its configuration overrides.
+    pub configs: Vec<(String, Option<String>)>,
+}
+
+/// The replicas of one partition, preferred leader first.
+#[derive(Clone, Debug)]
+pub struct ManualAssignment {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Its replicas.
+    pub replicas: Vec<BrokerId>,
+}
+
+/// A topic that was created, or would have been.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreatedTopic {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: TopicId,
+    /// How many partitions it has.
+    pub partitions: i32,
+    /// How many replicas each has.
+    pub replication_factor: i16,
+}
+
+/// A topic to delete.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TopicSelector {
+    /// By name.
+    Name(String),
+    /// By id.
+    Id(TopicId),
+}
+
+/// A topic that was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeletedTopic {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: TopicId,
+}
+
+/// A topic to be given more partitions.
+#[derive(Clone, Debug)]
+pub struct NewPartitions {
+    /// Its name.
+    pub topic: String,
+    /// How many partitions it shall have in all.
+    pub count: i32,
+    /// The replicas of each new partition, if they shall not be chosen.
+    pub assignments: Option<Vec<Vec<BrokerId>>>,
+}
+
+/// One answer for each topic of a call.
+pub type Answers<T> = Vec<Result<T, ControllerError>>;
+
+/// Decides on topics to create.
+pub fn create(
+    image: &ClusterImage,
+    settings: &ServerSettings,
+    topics: &[NewTopic],
+    random: &mut dyn RngCore,
+) -> (Vec<ChangeSet>, Answers<CreatedTopic>) {
+    let ring = Ring::of(image);
+    let repeated = repeated(topics.iter().map(|topic| topic.name.as_str()));
+    let mut changes = Vec::new();
+    let mut budget = MAX_NEW_PARTITIONS;
+    let mut taken = BTreeSet::new();
+    let answers = topics
+        .iter()
+        .map(|topic| {
+            if repeated.contains(topic.name.as_str()) {
+                return Err(duplicate_topic());
+            }
+            check_new_name(image, &topic.name)?;
+            if !taken.insert(topic.name.replace('.', "_")) {
+                return Err(ControllerError::InvalidTopic(format!(
+                    "Topic '{}' collides with another topic of the same request",
+                    topic.name
+                )));
+            }
+            let configs = configs::of_new_topic(&topic.name, &topic.configs)?;
+            let states = if topic.assignments.is_empty() {
+                chosen(image, settings, &ring, topic, &mut budget, random)?
+            } else {
+                assigned(image, topic, &mut budget)?
+            };
+            let created = CreatedTopic {
+                name: topic.name.clone(),
+                id: random_topic_id(random),
+                partitions: states.len() as i32,
+                replication_factor: states[0].replicas.len() as i16,
+            };
+            add(&mut changes, &created, &states, configs.as_ref());
+            Ok(created)
+        })
+        .collect();
+    (changes, answers)
+}
+
+/// Decides on topics to delete.
+pub fn delete(
+    image: &ClusterImage,
+    topics: &[TopicSelector],
+) -> (Vec<ChangeSet>, Answers<DeletedTopic>) {
+    let mut changes = Vec::new();
+    let mut gone = BTreeSet::new();
+    let answers = topics
+        .iter()
+        .map(|selector| {
+            let topic = match selector {
+                TopicSelector::Name(name) => image
+                    .topic(name)
+                    .ok_or(ControllerError::UnknownTopicOrPartition),
+                TopicSelector::Id(id) => image
+                    .topic_by_id(*id)
+                    .ok_or(ControllerError::UnknownTopicId(*id)),
+            }?;
+            if !gone.insert(topic.id) {
+                return Err(duplicate_topic());
+            }
+            remove(image, &mut changes, topic);
+            Ok(DeletedTopic {
+                name: topic.name.to_string(),
+                id: topic.id,
+            })
+        })
+        .collect();
+    (changes, answers)
+}
+
+/// Decides on topics that shall have more partitions.
+pub fn grow(
+    image: &ClusterImage,
+    topics: &[NewPartitions],
+    random: &mut dyn RngCore,
+) -> (Vec<ChangeSet>, Answers<()>) {
+    let ring = Ring::of(image);
+    let repeated = repeated(topics.iter().map(|topic| topic.topic.as_str()));
+    let mut changes = Vec::new();
+    let mut budget = MAX_NEW_PARTITIONS;
+    let answers = topics
+        .iter()
+        .map(|request| {
+            if repeated.contains(request.topic.as_str()) {
+                return Err(duplicate_topic());
+            }
+            let topic = image
+                .topic(&request.topic)
+                .ok_or(ControllerError::UnknownTopicOrPartition)?;
+            let states = additional(image, &ring, topic, request, &mut budget, random)?;
+            extend(&mut changes, topic, states);
+            Ok(())
+        })
+        .collect();
+    (changes, answers)
+}
+
+/// Whether the name is one that a topic can have.
+pub fn check_name(name: &str) -> Result<(), ControllerError> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let reason = if name.is_empty() {
+        "the empty string is not allowed".to_owned()
+    } else if name == "." || name == ".." {
+        format!("'{name}' is not allowed")
+    } else if name.chars().count() > MAX_TOPIC_NAME_LENGTH {
+        format!(
+            "the length of '{name}' is longer than the max allowed length {MAX_TOPIC_NAME_LENGTH}"
+        )
+    } else if !name.chars().all(legal) {
+        format!(
+            "'{name}' contains one or more characters other than ASCII alphanumerics, '.', '_' \
+             and '-'"
+        )
+    } else {
+        return Ok(());
+    };
+    Err(ControllerError::InvalidTopic(format!(
+        "Topic name is invalid: {reason}"
+    )))
+}
+
+fn check_new_name(image: &ClusterImage, name: &str) -> Result<(), ControllerError> {
+    check_name(name)?;
+    if image.topic(name).is_some() {
+        return Err(ControllerError::TopicAlreadyExists(name.to_owned()));
+    }
+    match image.topic_colliding_with(name) {
+        None => Ok(()),
+        Some(other) => Err(ControllerError::InvalidTopic(format!(
+            "Topic '{name}' collides with existing topic: {other}"
+        ))),
+    }
+}
+
+/// Replicas by our choice.
+fn chosen(
+    image: &ClusterImage,
+    settings: &ServerSettings,
+    ring: &Ring,
+    topic: &NewTopic,
+    budget: &mut usize,
+    random: &mut dyn RngCore,
+) -> Result<Vec<PartitionState>, ControllerError> {
+    let replication_factor = match topic.replication_factor {
+        -1 => settings.default_replication_factor,
+        given => given,
+    };
+    let replicas = usize::try_from(replication_factor)
+        .ok()
+        .filter(|&replicas| replicas > 0)
+        .ok_or_else(|| {
+            ControllerError::InvalidReplicationFactor(
+                "Replication factor must be larger than 0, or -1 to use the default value."
+                    .to_owned(),
+            )
+        })?;
+    let partitions = match topic.partitions {
+        -1 => settings.num_partitions,
+        given => given,
+    };
+    let partitions = usize::try_from(partitions)
+        .ok()
+        .filter(|&partitions| partitions > 0)
+        .ok_or_else(|| {
+            ControllerError::InvalidPartitions(
+                "Number of partitions was set to an invalid non-positive value.".to_owned(),
+            )
+        })?;
+    check_replication_factor(ring, replicas)?;
+    spend(budget, partitions)?;
+    let start = random.random_range(0..ring.len());
+    (0..partitions)
+        .map(|partition| first(image, ring.replicas(start, partition, replicas)))
+        .collect()
+}
+
+/// Replicas by the caller's choice.
+fn assigned(
+    image: &ClusterImage,
+    topic: &NewTopic,
+    budget: &mut usize,
+) -> Result<Vec<PartitionState>, ControllerError> {
+    let not_default = |what: &str| {
+        ControllerError::InvalidRequest(format!(
+            "A manual partition assignment was specified, but {what} was not set to -1."
+        ))
+    };
+    if topic.replication_factor != -1 {
+        return Err(not_default("replication factor"));
+    }
+    if topic.partitions != -1 {
+        return Err(not_default("numPartitions"));
+    }
+    spend(budget, topic.assignments.len())?;
+    let mut by_partition = BTreeMap::new();
+    let mut replication_factor = None;
+    for assignment in &topic.assignments {
+        check_assignment(image, &assignment.replicas, replication_factor)?;
+        replication_factor = Some(assignment.replicas.len());
+        let partition = assignment.partition;
+        let state = first_assigned(image, partition, assignment.replicas.clone())?;
+        if by_partition.insert(partition, state).is_some() {
+            return Err(ControllerError::InvalidReplicaAssignment(format!(
+                "Found multiple manual partition assignments for partition {partition}"
+            )));
+        }
+    }
+    let consecutive = (0..).map(PartitionId::new);
+    if !by_partition
+        .keys()
+        .copied()
+        .zip(consecutive)
+        .all(|(given, expected)| given == expected)
+    {
+        return Err(ControllerError::InvalidReplicaAssignment(
+            "partitions should be a consecutive 0-based integer sequence".to_owned(),
+        ));
+    }
+    Ok(by_partition.into_values().collect())
+}
+
+/// The states of the partitions that a topic is to get.
+fn additional(
+    image: &ClusterImage,
+    ring: &Ring,
+    topic: &TopicImage,
+    request: &NewPartitions,
+    budget: &mut usize,
+    random: &mut dyn RngCore,
+) -> Result<Vec<PartitionState>, ControllerError> {
+    let current = topic.partition_count();
+    let wanted = usize::try_from(request.count).unwrap_or(0);
+    if wanted == current {
+        return Err(ControllerError::InvalidPartitions(format!(
+            "Topic already has {current} partition(s)."
+        )));
+    }
+    if wanted < current {
+        return Err(ControllerError::InvalidPartitions(format!(
+            "The topic {} currently has {current} partition(s); {} would not be an increase.",
+            request.topic, request.count
+        )));
+    }
+    let added = wanted - current;
+    spend(budget, added)?;
+    let replicas = topic.replication_factor();
+    let Some(assignments) = &request.assignments else {
+        check_replication_factor(ring, replicas)?;
+        // Leaders go on in turn where the existing partitions left off.
+        let start = topic
+            .partition(PartitionId::new(0))
+            .and_then(|state| ring.place_of(*state.replicas.first()?))
+            .unwrap_or_else(|| random.random_range(0..ring.len()));
+        return (current..wanted)
+            .map(|partition| first(image, ring.replicas(start, partition, replicas)))
+            .collect();
+    };
+    if assignments.len() != added {
+        return Err(ControllerError::InvalidReplicaAssignment(format!(
+            "Attempted to add {added} additional partition(s), but only {} assignment(s) were \
+             specified.",
+            assignments.len()
+        )));
+    }
+    assignments
+        .iter()
+        .zip(current..)
+        .map(|(assignment, partition)| {
+            check_assignment(image, assignment, Some(replicas))?;
+            first_assigned(
+                image,
+                PartitionId::new(partition as i32),
+                assignment.clone(),
+            )
+        })
+        .collect()
+}
+
+fn first(image: &ClusterImage, replicas: Vec<BrokerId>) -> Result<PartitionState, ControllerError> {
+    let count = replicas.len();
+    first_state(replicas, &|id| image.is_active(id)).ok_or_else(|| nobody_active(count))
+}
+
+fn first_assigned(
+    image: &ClusterImage,
+    partition: PartitionId,
+    replicas: Vec<BrokerId>,
+) -> Result<PartitionState, ControllerError> {
+    first_state(replicas, &|id| image.is_active(id)).ok_or_else(|| {
+        ControllerError::InvalidReplicaAssignment(format!(
+            "All brokers specified in the manual partition assignment for partition {partition} \
+             are fenced or in controlled shutdown."
+        ))
+    })
+}
+
+fn check_replication_factor(ring: &Ring, replicas: usize) -> Result<(), ControllerError> {
+    match ring.len() {
+        0 => Err(nobody_active(replicas)),
+        brokers if replicas > brokers => Err(ControllerError::InvalidReplicationFactor(format!(
+            "Unable to replicate the partition {replicas} time(s): The target replication \
+                 factor of {replicas} cannot be reached because only {brokers} broker(s) are \
+                 registered."
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn nobody_active(replicas: usize) -> ControllerError {
+    ControllerError::InvalidReplicationFactor(format!(
+        "Unable to replicate the partition {replicas} time(s): All brokers are currently fenced \
+         or in controlled shutdown."
+    ))
+}
+
+fn check_assignment(
+    image: &ClusterImage,
+    replicas: &[BrokerId],
+    replication_factor: Option<usize>,
+) -> Result<(), ControllerError> {
+    let invalid = |reason: String| {
+        Err(ControllerError::InvalidReplicaAssignment(format!(
+            "The manual partition assignment includes {reason}"
+        )))
+    };
+    if replicas.is_empty() {
+        return invalid("an empty replica list.".to_owned());
+    }
+    for (at, &id) in replicas.iter().enumerate() {
+        if image.registration(id).is_none() {
+            return invalid(format!("broker {id}, but no such broker is registered."));
+        }
+        if replicas[..at].contains(&id) {
+            return invalid(format!("the broker {id} more than once."));
+        }
+    }
+    match replication_factor {
+        Some(expected) if expected != replicas.len() => invalid(format!(
+            "a partition with {} replica(s), but this is not consistent with previous \
+             partitions, which have {expected} replica(s).",
+            replicas.len()
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn spend(budget: &mut usize, partitions: usize) -> Result<(), ControllerError> {
+    *budget = budget.checked_sub(partitions).ok_or_else(|| {
+        ControllerError::PolicyViolation(format!(
+            "Excessively large number of partitions per request: at most {MAX_NEW_PARTITIONS} \
+             can be created in one."
+        ))
+    })?;
+    Ok(())
+}
+
+fn add(
+    changes: &mut Vec<ChangeSet>,
+    topic: &CreatedTopic,
+    states: &[PartitionState],
+    configs: Option<&ConfigValue>,
+) {
+    for (chunk, states) in (0..).zip(states.chunks(PARTITIONS_PER_CHUNK)) {
+        let mut change = ChangeSet::default();
+        change.put(
+            &Key::Partitions(topic.id, chunk),
+            print_partitions(chunk, states),
+        );
+        changes.push(change);
+    }
+    let key = Key::Topic(topic.name.as_str().into());
+    let mut change = ChangeSet::default();
+    change.require_absent(&key);
+    change.put(&key, topic_value(topic.id, states.len()));
+    if let Some(configs) = configs {
+        let scope = ConfigScope::Topic(topic.name.as_str().into());
+        change.put(&Key::Config(scope), print_value(configs));
+    }
+    changes.push(change);
+}
+
+fn remove(image: &ClusterImage, changes: &mut Vec<ChangeSet>, topic: &TopicImage) {
+    let key = Key::Topic(topic.name.clone());
+    let mut change = ChangeSet::default();
+    change.require_modified(&key, topic.mod_revision);
+    change.delete(&key);
+    let scope = ConfigScope::Topic(topic.name.clone());
+    if image.config(&scope).is_some() {
+        change.delete(&Key::Config(scope));
+    }
+    changes.push(change);
+    for (chunk, _) in image.chunks_of(topic.id) {
+        let mut change = ChangeSet::default();
+        change.delete(&Key::Partitions(topic.id, chunk));
+        changes.push(change);
+    }
+}
+
+fn extend(changes: &mut Vec<ChangeSet>, topic: &TopicImage, added: Vec<PartitionState>) {
+    let count = topic.partition_count() + added.len();
+    let mut chunk = (topic.partition_count() / PARTITIONS_PER_CHUNK) as u32;
+    let mut added = added.into_iter();
+    let mut next = topic.partition_count();
+    while next < count {
+        let key = Key::Partitions(topic.id, chunk);
+        let mut change = ChangeSet::default();
+        let mut states = Vec::new();
+        if next > first_partition(chunk)
+            && let Some(stored) = topic.chunk(chunk as usize)
+        {
+            change.require_modified(&key, stored.mod_revision);
+            // What an interrupted call left behind the last partition is not part of it.
+            states.extend_from_slice(&stored.states[..next - first_partition(chunk)]);
+        }
+        states.extend(added.by_ref().take(PARTITIONS_PER_CHUNK - states.len()));
+        next = first_partition(chunk) + states.len();
+        change.put(&key, print_partitions(chunk, &states));
+        changes.push(change);
+        chunk += 1;
+    }
+    let key = Key::Topic(topic.name.clone());
+    let mut change = ChangeSet::default();
+    change.require_modified(&key, topic.mod_revision);
+    change.put(&key, topic_value(topic.id, count));
+    changes.push(change);
+}
+
+fn topic_value(topic_id: TopicId, partitions: usize) -> bytes::Bytes {
+    print_value(&TopicValue {
+        topic_id,
+        partitions: partitions as u32,
+    })
+}
+
+/// A random UUID, neither of Kafka's two reserved ones nor with a dash in front, which
+/// its tools would take for an option.
+pub(crate) fn random_topic_id(random: &mut dyn RngCore) -> TopicId {
+    loop {
+        let mut bytes = [0; 16];
+        random.fill_bytes(&mut bytes);
+        let id = TopicId::from_bytes(
+            uuid::Builder::from_random_bytes(bytes)
+                .into_uuid()
+                .into_bytes(),
+        );
+        let mut text = String::new();
+        // A string takes everything.
+        let _ = write!(text, "{id}");
+        if !text.starts_with('-') {
+            return id;
+        }
+    }
+}
+
+fn repeated<'a>(names: impl Iterator<Item = &'a str>) -> BTreeSet<&'a str> {
+    let mut seen = BTreeSet::new();
+    names.filter(|&name| !seen.insert(name)).collect()
+}
+
+fn duplicate_topic() -> ControllerError {
+    ControllerError::InvalidRequest("Duplicate topic name.".to_owned())
+}
+
+#[cfg(test)]
+#[path = "topics_tests.rs"]
+mod tests;

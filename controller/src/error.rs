@@ -1,0 +1,113 @@
+//! What the controller answers when it refuses, in Kafka's words where Kafka
+//! has them, with the one mapping to Kafka's error codes.
+
+use yuxi_protocol::{error_code::ErrorCode, ids::TopicId};
+
+use crate::{keys::ValueError, store::StoreError};
+
+/// Why the controller refused or could not do something.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ControllerError {
+    /// The name is taken.
+    #[error("Topic '{0}' already exists.")]
+    TopicAlreadyExists(String),
+    /// The name is not legal, or collides with another.
+    #[error("{0}")]
+    InvalidTopic(String),
+    /// The number of partitions is out of range.
+    #[error("{0}")]
+    InvalidPartitions(String),
+    /// The replication factor can't be had.
+    #[error("{0}")]
+    InvalidReplicationFactor(String),
+    /// The given assignment can't be had.
+    #[error("{0}")]
+    InvalidReplicaAssignment(String),
+    /// The request contradicts itself.
+    #[error("{0}")]
+    InvalidRequest(String),
+    /// A config is unknown or its value out of range.
+    #[error("{0}")]
+    InvalidConfig(String),
+    /// The request asks for more than one call may.
+    #[error("{0}")]
+    PolicyViolation(String),
+    /// No topic or partition of that name.
+    #[error("This server does not host this topic-partition.")]
+    UnknownTopicOrPartition,
+    /// No topic of that name, where its configs were asked for.
+    #[error("The topic '{0}' does not exist.")]
+    UnknownTopic(String),
+    /// No topic of that id.
+    #[error("This server does not host topic ID {0}.")]
+    UnknownTopicId(TopicId),
+    /// No broker of that id.
+    #[error("No broker with id {0} found.")]
+    BrokerIdNotRegistered(i32),
+    /// Another process is registered under the broker's id.
+    #[error("Another broker is registered with broker id {0}: give each broker its own node.id.")]
+    DuplicateBrokerRegistration(i32),
+    /// The caller is an earlier incarnation of the broker.
+    #[error("The broker epoch is not that of the current registration.")]
+    StaleBrokerEpoch,
+    /// The proposal is from an earlier leader epoch.
+    #[error("The leader epoch in the request is older than the epoch of the partition.")]
+    FencedLeaderEpoch,
+    /// The proposal rests on an earlier partition epoch.
+    #[error("The partition epoch in the request is not the current one.")]
+    InvalidUpdateVersion,
+    /// A proposed ISR member is not alive in the incarnation that the leader saw.
+    #[error("The new ISR contains at least one ineligible replica.")]
+    IneligibleReplica,
+    /// This node is not the controller just now.
+    #[error("This is not the correct controller for this cluster.")]
+    NotController,
+    /// The metadata store failed.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// A value in the metadata store can't be read.
+    #[error("{0}")]
+    Image(#[from] ValueError),
+    /// The controller has stopped.
+    #[error("The controller of this process has stopped.")]
+    Stopped,
+    /// All producer ids have been given out.
+    #[error("No producer ids are left.")]
+    ProducerIdsExhausted,
+}
+
+impl ControllerError {
+    /// The code that a client is answered with.
+    pub fn error_code(&self) -> ErrorCode {
+        match self {
+            Self::TopicAlreadyExists(_) => ErrorCode::TopicAlreadyExists,
+            Self::InvalidTopic(_) => ErrorCode::InvalidTopic,
+            Self::InvalidPartitions(_) => ErrorCode::InvalidPartitions,
+            Self::InvalidReplicationFactor(_) => ErrorCode::InvalidReplicationFactor,
+            Self::InvalidReplicaAssignment(_) => ErrorCode::InvalidReplicaAssignment,
+            Self::InvalidRequest(_) => ErrorCode::InvalidRequest,
+            Self::InvalidConfig(_) => ErrorCode::InvalidConfig,
+            Self::PolicyViolation(_) | Self::Store(StoreError::TooLarge { .. }) => {
+                ErrorCode::PolicyViolation
+            }
+            Self::UnknownTopicOrPartition | Self::UnknownTopic(_) => {
+                ErrorCode::UnknownTopicOrPartition
+            }
+            Self::UnknownTopicId(_) => ErrorCode::UnknownTopicId,
+            Self::BrokerIdNotRegistered(_) => ErrorCode::BrokerIdNotRegistered,
+            Self::DuplicateBrokerRegistration(_) => ErrorCode::DuplicateBrokerRegistration,
+            Self::StaleBrokerEpoch => ErrorCode::StaleBrokerEpoch,
+            Self::FencedLeaderEpoch => ErrorCode::FencedLeaderEpoch,
+            Self::InvalidUpdateVersion => ErrorCode::InvalidUpdateVersion,
+            Self::IneligibleReplica => ErrorCode::IneligibleReplica,
+            // Clients try these again.
+            Self::NotController | Self::Stopped => ErrorCode::NotController,
+            Self::Store(
+                StoreError::Unavailable(_) | StoreError::Unknown(_) | StoreError::SessionLost,
+            ) => ErrorCode::RequestTimedOut,
+            Self::Store(StoreError::Damaged(_)) | Self::Image(_) | Self::ProducerIdsExhausted => {
+                ErrorCode::UnknownServerError
+            }
+        }
+    }
+}

@@ -1,0 +1,540 @@
+//! The cluster as the metadata store last described it: one immutable value, read
+//! without locks, shared by the controller and everything in its process.
+//!
+//! An image is built from a read of the whole store and advanced by watch
+//! batches, nothing else, so two processes at the same revision hold equal
+//! images. Maps are persistent and topics and chunks shared, so advancing costs
+//! what the batch touches, whatever the size of the cluster. A value that can't
+//! be read stops the image where it is rather than make a partition vanish.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use imbl::{OrdMap, ordmap::DiffItem};
+use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ControllerEpoch, PartitionId, TopicId};
+
+use crate::{
+    keys::{
+        AdmissionValue, BrokerValue, ClusterValue, ConfigScope, ConfigValue, ControllerValue, Key,
+        PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue, TopicValue, ValueError,
+        parse_partitions, parse_value,
+    },
+    store::{Batch, Change, Entry, Revision, SessionId, Snapshot},
+};
+
+/// The state of the cluster at one revision of the metadata store.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterImage {
+    revision: Revision,
+    cluster_id: Option<Arc<str>>,
+    controller: Option<Arc<ControllerImage>>,
+    brokers: OrdMap<BrokerId, Arc<BrokerImage>>,
+    admissions: OrdMap<BrokerId, Arc<AdmissionImage>>,
+    topics: OrdMap<Arc<str>, Arc<TopicImage>>,
+    topics_by_id: OrdMap<TopicId, Arc<TopicImage>>,
+    /// Names with a `.` or `_`, by what they become when all of these are `_`.
+    collisions: OrdMap<Arc<str>, Arc<str>>,
+    chunks: OrdMap<(TopicId, u32), Arc<PartitionChunk>>,
+    configs: OrdMap<ConfigScope, Arc<ConfigImage>>,
+    producer_ids: Option<ProducerIdsImage>,
+}
+
+/// Who holds the seal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControllerImage {
+    /// The node that is the controller.
+    pub node_id: BrokerId,
+    /// Its controller epoch.
+    pub epoch: ControllerEpoch,
+    /// Which life of that node.
+    pub incarnation: String,
+    /// The session that the key is bound to.
+    pub session: Option<SessionId>,
+}
+
+/// A registered broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerImage {
+    /// Its `node.id`.
+    pub id: BrokerId,
+    /// Its broker epoch.
+    pub epoch: BrokerEpoch,
+    /// What it says about itself.
+    pub registration: BrokerValue,
+}
+
+/// The last incarnation of a broker that was let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdmissionImage {
+    /// What is remembered of it.
+    pub value: AdmissionValue,
+    /// The revision at which that was written.
+    pub mod_revision: Revision,
+}
+
+/// A topic and its partitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicImage {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its id.
+    pub id: TopicId,
+    /// The revision at which its own key was written.
+    pub mod_revision: Revision,
+    partition_count: u32,
+    chunks: Vec<Option<Arc<PartitionChunk>>>,
+}
+
+/// Up to [`PARTITIONS_PER_CHUNK`] consecutive partitions, as they stand in one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionChunk {
+    /// The revision at which the key was written.
+    pub mod_revision: Revision,
+    /// The states in the order of the partitions.
+    pub states: Vec<PartitionState>,
+}
+
+/// The configuration overrides of one scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigImage {
+    /// The overrides by name.
+    pub values: ConfigValue,
+    /// The revision at which the key was written.
+    pub mod_revision: Revision,
+}
+
+/// The producer ids given out so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProducerIdsImage {
+    /// What is stored.
+    pub value: ProducerIdsValue,
+    /// The revision at which the key was written.
+    pub mod_revision: Revision,
+}
+
+impl ClusterImage {
+    /// The image that a read of the whole store describes.
+    pub fn from_snapshot(snapshot: &Snapshot) -> Result<Self, ValueError> {
+        let mut image = Self::default();
+        let mut touched = BTreeSet::new();
+        for entry in &snapshot.entries {
+            image.put(entry, &mut touched)?;
+        }
+        image.assemble(&touched);
+        image.revision = snapshot.revision;
+        Ok(image)
+    }
+
+    /// The image after `batch`, which must be the next one that the watch delivers.
+    pub fn advanced_by(&self, batch: &Batch) -> Result<Self, ValueError> {
+        assert!(
+            batch.revision > self.revision,
+            "a batch at revision {} can't follow revision {}",
+            batch.revision,
+            self.revision
+        );
+        let mut image = self.clone();
+        let mut touched = BTreeSet::new();
+        for change in &batch.changes {
+            match change {
+                Change::Put(entry) => image.put(entry, &mut touched)?,
+                Change::Delete(key) => image.delete(key, &mut touched),
+            }
+        }
+        image.assemble(&touched);
+        image.revision = batch.revision;
+        Ok(image)
+    }
+
+    /// The store revision up to which this is the truth.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The cluster's id, once the cluster has been started for the first time.
+    pub fn cluster_id(&self) -> Option<&Arc<str>> {
+        self.cluster_id.as_ref()
+    }
+
+    /// The controller, unless there is none just now.
+    pub fn controller(&self) -> Option<&ControllerImage> {
+        self.controller.as_deref()
+    }
+
+    /// The registration of a broker, let in or not.
+    pub fn registration(&self, id: BrokerId) -> Option<&BrokerImage> {
+        self.brokers.get(&id).map(Arc::as_ref)
+    }
+
+    /// All registrations in the order of their ids.
+    pub fn registrations(&self) -> impl Iterator<Item = &BrokerImage> {
+        self.brokers.values().map(Arc::as_ref)
+    }
+
+    /// A live broker that was let in, which is what clients may be told of.
+    pub fn broker(&self, id: BrokerId) -> Option<&BrokerImage> {
+        self.registration(id)
+            .filter(|broker| self.is_admitted(broker))
+    }
+
+    /// All live brokers that were let in, in the order of their ids.
+    pub fn brokers(&self) -> impl Iterator<Item = &BrokerImage> {
+        self.registrations()
+            .filter(|broker| self.is_admitted(broker))
+    }
+
+    /// Whether this very incarnation was let in by the controller (I7).
+    pub fn is_admitted(&self, broker: &BrokerImage) -> bool {
+        self.admission(broker.id)
+            .is_some_and(|admission| admission.value.broker_epoch == broker.epoch)
+    }
+
+    /// Whether the broker may lead and join in-sync replica sets: live, let in and
+    /// not shutting down.
+    pub fn is_active(&self, id: BrokerId) -> bool {
+        self.broker(id).is_some()
+            && self
+                .admission(id)
+                .is_some_and(|admission| !admission.value.shutting_down)
+    }
+
+    /// The last incarnation of a broker that was let in, live or not.
+    pub fn admission(&self, id: BrokerId) -> Option<&AdmissionImage> {
+        self.admissions.get(&id).map(Arc::as_ref)
+    }
+
+    /// A topic by name.
+    pub fn topic(&self, name: &str) -> Option<&Arc<TopicImage>> {
+        self.topics.get(name)
+    }
+
+    /// A topic by id.
+    pub fn topic_by_id(&self, id: TopicId) -> Option<&Arc<TopicImage>> {
+        self.topics_by_id.get(&id)
+    }
+
+    /// All topics in the order of their names.
+    pub fn topics(&self) -> impl Iterator<Item = &Arc<TopicImage>> {
+        self.topics.values()
+    }
+
+    /// How many topics there are.
+    pub fn topic_count(&self) -> usize {
+        self.topics.len()
+    }
+
+    /// The state of one partition by its topic's name.
+    pub fn partition(&self, topic: &str, partition: PartitionId) -> Option<&PartitionState> {
+        self.topics.get(topic)?.partition(partition)
+    }
+
+    /// A topic whose name differs from `name` at most in `.` and `_`; such names
+    /// can't stand side by side.
+    pub fn topic_colliding_with(&self, name: &str) -> Option<&Arc<str>> {
+        self.collisions.get(unified(name)?.as_str())
+    }
+
+    /// The configuration overrides of a scope, if there are any.
+    pub fn config(&self, scope: &ConfigScope) -> Option<&ConfigImage> {
+        self.configs.get(scope).map(Arc::as_ref)
+    }
+
+    /// One configuration override.
+    pub fn config_value(&self, scope: &ConfigScope, name: &str) -> Option<&str> {
+        self.config(scope)?.values.get(name).map(String::as_str)
+    }
+
+    /// Every scope that has overrides.
+    pub fn config_scopes(&self) -> impl Iterator<Item = (&ConfigScope, &ConfigImage)> {
+        self.configs
+            .iter()
+            .map(|(scope, config)| (scope, config.as_ref()))
+    }
+
+    /// The producer ids given out, if any were.
+    pub fn producer_ids(&self) -> Option<&ProducerIdsImage> {
+        self.producer_ids.as_ref()
+    }
+
+    /// Chunks that belong to no topic: what an interrupted creation or deletion left.
+    pub(crate) fn orphaned_chunks(&self) -> impl Iterator<Item = (TopicId, u32, Revision)> {
+        self.chunks.iter().filter_map(|(&(topic, chunk), states)| {
+            let wanted = self
+                .topics_by_id
+                .get(&topic)
+                .is_some_and(|topic| (chunk as usize) < topic.chunks.len());
+            (!wanted).then_some((topic, chunk, states.mod_revision))
+        })
+    }
+
+    /// Every chunk stored under a topic's id.
+    pub(crate) fn chunks_of(&self, topic: TopicId) -> impl Iterator<Item = (u32, Revision)> {
+        self.chunks
+            .range((topic, 0)..=(topic, u32::MAX))
+            .map(|(&(_, chunk), states)| (chunk, states.mod_revision))
+    }
+
+    /// What is different from an `older` image. The cost is that of the difference.
+    pub fn changes_since<'a>(&'a self, older: &'a Self) -> ImageChanges<'a> {
+        let mut topics = Vec::new();
+        for difference in older.topics.diff(&self.topics) {
+            match difference {
+                DiffItem::Add(_, new) => topics.push(TopicChange::Created(new)),
+                DiffItem::Remove(_, old) => topics.push(TopicChange::Deleted(old)),
+                DiffItem::Update {
+                    old: (_, old),
+                    new: (_, new),
+                } => {
+                    if old.id == new.id {
+                        topics.push(TopicChange::Changed { old, new });
+                    } else {
+                        topics.push(TopicChange::Deleted(old));
+                        topics.push(TopicChange::Created(new));
+                    }
+                }
+            }
+        }
+        ImageChanges {
+            topics,
+            configs: older
+                .configs
+                .diff(&self.configs)
+                .map(|difference| match difference {
+                    DiffItem::Add(scope, _)
+                    | DiffItem::Remove(scope, _)
+                    | DiffItem::Update {
+                        new: (scope, _), ..
+                    } => scope,
+                })
+                .collect(),
+            brokers: older.brokers != self.brokers || older.admissions != self.admissions,
+            controller: older.controller != self.controller,
+        }
+    }
+
+    fn put(&mut self, entry: &Entry, touched: &mut BTreeSet<TopicId>) -> Result<(), ValueError> {
+        let mod_revision = entry.mod_revision;
+        match Key::parse(&entry.key) {
+            None => {}
+            Some(Key::Cluster) => {
+                let value: ClusterValue = parse_value(&entry.key, &entry.value)?;
+                self.cluster_id = Some(value.cluster_id.into());
+            }
+            Some(Key::Controller) => {
+                let value: ControllerValue = parse_value(&entry.key, &entry.value)?;
+                self.controller = Some(Arc::new(ControllerImage {
+                    node_id: value.node_id,
+                    epoch: ControllerEpoch::new(entry.create_revision.value()),
+                    incarnation: value.incarnation,
+                    session: entry.session,
+                }));
+            }
+            Some(Key::Broker(id)) => {
+                let broker = BrokerImage {
+                    id,
+                    epoch: BrokerEpoch::new(mod_revision.value()),
+                    registration: parse_value(&entry.key, &entry.value)?,
+                };
+                self.brokers.insert(id, Arc::new(broker));
+            }
+            Some(Key::Admission(id)) => {
+                let admission = AdmissionImage {
+                    value: parse_value(&entry.key, &entry.value)?,
+                    mod_revision,
+                };
+                self.admissions.insert(id, Arc::new(admission));
+            }
+            Some(Key::Topic(name)) => {
+                let value: TopicValue = parse_value(&entry.key, &entry.value)?;
+                self.forget_topic(&name);
+                self.add_topic(name, value, mod_revision);
+                touched.insert(value.topic_id);
+            }
+            Some(Key::Partitions(topic, chunk)) => {
+                let states = parse_partitions(&entry.key, chunk, &entry.value)?;
+                let states = PartitionChunk {
+                    mod_revision,
+                    states,
+                };
+                self.chunks.insert((topic, chunk), Arc::new(states));
+                touched.insert(topic);
+            }
+            Some(Key::Config(scope)) => {
+                let config = ConfigImage {
+                    values: parse_value(&entry.key, &entry.value)?,
+                    mod_revision,
+                };
+                self.configs.insert(scope, Arc::new(config));
+            }
+            Some(Key::ProducerIds) => {
+                self.producer_ids = Some(ProducerIdsImage {
+                    value: parse_value(&entry.key, &entry.value)?,
+                    mod_revision,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &str, touched: &mut BTreeSet<TopicId>) {
+        match Key::parse(key) {
+            None => {}
+            Some(Key::Cluster) => self.cluster_id = None,
+            Some(Key::Controller) => self.controller = None,
+            Some(Key::Broker(id)) => {
+                self.brokers.remove(&id);
+            }
+            Some(Key::Admission(id)) => {
+                self.admissions.remove(&id);
+            }
+            Some(Key::Topic(name)) => self.forget_topic(&name),
+            Some(Key::Partitions(topic, chunk)) => {
+                self.chunks.remove(&(topic, chunk));
+                touched.insert(topic);
+            }
+            Some(Key::Config(scope)) => {
+                self.configs.remove(&scope);
+            }
+            Some(Key::ProducerIds) => self.producer_ids = None,
+        }
+    }
+
+    fn add_topic(&mut self, name: Arc<str>, value: TopicValue, mod_revision: Revision) {
+        if let Some(unified) = unified(&name) {
+            self.collisions.insert(unified.into(), Arc::clone(&name));
+        }
+        let topic = Arc::new(TopicImage {
+            name: Arc::clone(&name),
+            id: value.topic_id,
+            mod_revision,
+            partition_count: value.partitions,
+            chunks: Vec::new(),
+        });
+        self.topics_by_id.insert(topic.id, Arc::clone(&topic));
+        self.topics.insert(name, topic);
+    }
+
+    fn forget_topic(&mut self, name: &str) {
+        if let Some(old) = self.topics.remove(name) {
+            self.topics_by_id.remove(&old.id);
+            if let Some(unified) = unified(name) {
+                self.collisions.remove(unified.as_str());
+            }
+        }
+    }
+
+    /// Puts together the topics whose own key or chunks have changed.
+    fn assemble(&mut self, touched: &BTreeSet<TopicId>) {
+        for id in touched {
+            let Some(old) = self.topics_by_id.get(id) else {
+                continue;
+            };
+            let chunk_count = old.partition_count.div_ceil(PARTITIONS_PER_CHUNK as u32);
+            // The count is another's word, so nothing is sized by it before the
+            // chunks are there.
+            let mut chunks = Vec::new();
+            for (&(_, chunk), states) in self.chunks.range((*id, 0)..(*id, chunk_count)) {
+                chunks.resize(chunk as usize, None);
+                chunks.push(Some(Arc::clone(states)));
+            }
+            let topic = Arc::new(TopicImage {
+                name: Arc::clone(&old.name),
+                chunks,
+                ..**old
+            });
+            self.topics
+                .insert(Arc::clone(&topic.name), Arc::clone(&topic));
+            self.topics_by_id.insert(*id, topic);
+        }
+    }
+}
+
+impl TopicImage {
+    /// How many partitions it has.
+    pub fn partition_count(&self) -> usize {
+        self.partition_count as usize
+    }
+
+    /// The state of a partition.
+    pub fn partition(&self, partition: PartitionId) -> Option<&PartitionState> {
+        let partition = usize::try_from(partition.value()).ok()?;
+        if partition >= self.partition_count() {
+            return None;
+        }
+        self.chunk(partition / PARTITIONS_PER_CHUNK)?
+            .states
+            .get(partition % PARTITIONS_PER_CHUNK)
+    }
+
+    /// All partitions in order.
+    pub fn partitions(&self) -> impl Iterator<Item = (PartitionId, &PartitionState)> {
+        (0..self.partition_count as i32)
+            .map(PartitionId::new)
+            .filter_map(|id| Some((id, self.partition(id)?)))
+    }
+
+    /// The partitions whose state is not that of `older`, an earlier image of this topic.
+    pub fn changed_partitions<'a>(
+        &'a self,
+        older: &'a Self,
+    ) -> impl Iterator<Item = (PartitionId, &'a PartitionState)> {
+        let same = |at: usize| match (self.chunk(at), older.chunk(at)) {
+            (Some(new), Some(old)) => Arc::ptr_eq(new, old),
+            _ => false,
+        };
+        let grown = self.partition_count != older.partition_count;
+        let chunk_count = self.partition_count().div_ceil(PARTITIONS_PER_CHUNK);
+        (0..chunk_count)
+            .filter(move |&at| grown || !same(at))
+            .flat_map(|at| at * PARTITIONS_PER_CHUNK..(at + 1) * PARTITIONS_PER_CHUNK)
+            .map(|at| PartitionId::new(at as i32))
+            .filter_map(move |id| {
+                let state = self.partition(id)?;
+                (older.partition(id) != Some(state)).then_some((id, state))
+            })
+    }
+
+    /// The replication factor that the topic was created with.
+    pub fn replication_factor(&self) -> usize {
+        self.partition(PartitionId::new(0))
+            .map_or(0, |state| state.replicas.len())
+    }
+
+    pub(crate) fn chunk(&self, at: usize) -> Option<&Arc<PartitionChunk>> {
+        self.chunks.get(at)?.as_ref()
+    }
+}
+
+/// The difference between two images.
+#[derive(Debug)]
+pub struct ImageChanges<'a> {
+    /// Topics that are new, gone or not as they were.
+    pub topics: Vec<TopicChange<'a>>,
+    /// Scopes whose overrides changed.
+    pub configs: Vec<&'a ConfigScope>,
+    /// Whether any broker came, went or changed.
+    pub brokers: bool,
+    /// Whether the controller is another, or none.
+    pub controller: bool,
+}
+
+/// What happened to a topic.
+#[derive(Debug)]
+pub enum TopicChange<'a> {
+    /// It was not there before.
+    Created(&'a Arc<TopicImage>),
+    /// It is no longer there. A topic made anew under the name of an old one is
+    /// the one deleted, then the other created.
+    Deleted(&'a Arc<TopicImage>),
+    /// Some partitions, or their number, are not as they were.
+    Changed {
+        /// Before.
+        old: &'a Arc<TopicImage>,
+        /// After.
+        new: &'a Arc<TopicImage>,
+    },
+}
+
+/// The form of a name in which names collide; `None` if it can collide with none.
+fn unified(name: &str) -> Option<String> {
+    name.contains(['.', '_']).then(|| name.replace('.', "_"))
+}

@@ -1,0 +1,651 @@
+//! The one loop of the control plane in a process: it keeps the image in step with the
+//! store, registers the broker, competes for the seal and, while it holds that,
+//! decides and commits.
+//!
+//! It owns everything here and does one thing at a time. It looks at how things stand
+//! rather than at what happened ([`Service::next_task`]), so whatever is lost (an answer, a
+//! session, the watch) is made good by looking again. Invariants: the image is changed by
+//! the store alone; a decision is made only on an image that has every earlier one in
+//! it; what is committed is guarded by the controller epoch (I5) and by the
+//! revisions that the decision saw; a new controller reconciles before it decides
+//! anything else (I11); callers are answered once their change is in the image.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    future::{Future, pending},
+    mem,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep_until},
+};
+use yuxi_protocol::ids::{BrokerEpoch, ControllerEpoch};
+
+use crate::{
+    Campaign, ControllerError, ControllerOptions,
+    command::Command,
+    decide::{ChangeSet, brokers, topics::random_topic_id},
+    election::{Candidate, Seal, Session, reign},
+    image::ClusterImage,
+    keys::{BrokerValue, ClusterValue, Key, print_value},
+    store::{
+        Batch, Commit, Guard, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPERATIONS, MetadataStore,
+        Operation, Revision, Snapshot, StoreError, Transaction, Watch, WatchEvent,
+    },
+};
+
+/// How long to wait before what failed is tried again.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// How often one transaction is tried when its outcome is unknown or a guard failed.
+const MAX_ATTEMPTS: u32 = 3;
+
+/// How many session TTLs a registration waits for an earlier one under its id to go.
+const REGISTRATION_TTLS: u32 = 2;
+
+/// What the handle sends.
+pub(crate) enum Request {
+    Command(Command),
+    Register(BrokerValue, Registered),
+    Stop(oneshot::Sender<()>),
+}
+
+type Registered = oneshot::Sender<Result<BrokerEpoch, ControllerError>>;
+
+/// Reads the image, opens a session and starts the loop.
+pub(crate) async fn start<S: MetadataStore>(
+    store: S,
+    options: ControllerOptions,
+    requests: mpsc::Receiver<Request>,
+) -> Result<watch::Receiver<Arc<ClusterImage>>, ControllerError> {
+    let (snapshot, batches) = read(store.clone()).await?;
+    let image = ClusterImage::from_snapshot(&snapshot)?;
+    let session = Session::open(&store, options.session_ttl).await?;
+    let mut random = match options.seed {
+        Some(seed) => StdRng::seed_from_u64(seed),
+        None => StdRng::from_os_rng(),
+    };
+    let (image, receiver) = watch::channel(Arc::new(image));
+    let service = Service {
+        candidate: Candidate {
+            node_id: options.node_id,
+            incarnation: format!("{:016x}", random.next_u64()),
+        },
+        store,
+        options,
+        random,
+        image,
+        batches: Some(batches),
+        session: Some(session),
+        registration: None,
+        requests,
+        task: None,
+        running: None,
+        committed: Revision::ZERO,
+        unseen: VecDeque::new(),
+        reconciled: None,
+        trouble: None,
+    };
+    tokio::spawn(service.run());
+    Ok(receiver)
+}
+
+struct Service<S> {
+    store: S,
+    options: ControllerOptions,
+    candidate: Candidate,
+    random: StdRng,
+    image: watch::Sender<Arc<ClusterImage>>,
+    /// `None` when the image has to be read anew.
+    batches: Option<Watch>,
+    /// `None` when a new one has to be opened.
+    session: Option<Session>,
+    registration: Option<Registration>,
+    requests: mpsc::Receiver<Request>,
+    /// What is being committed.
+    task: Option<Task>,
+    /// The one call to the store that is under way.
+    running: Option<Running>,
+    /// The last revision that this process committed.
+    committed: Revision,
+    /// Commands whose changes are committed, with the revision they are visible from.
+    unseen: VecDeque<(Revision, Command)>,
+    /// The reign in which every partition was compared with the live brokers, as they
+    /// still are.
+    reconciled: Option<ControllerEpoch>,
+    /// What went wrong last, and until when to let it rest.
+    trouble: Option<(Instant, ControllerError)>,
+}
+
+type Running = Pin<Box<dyn Future<Output = Done> + Send>>;
+
+/// How a call to the store ended.
+enum Done {
+    Read(Result<(Snapshot, Watch), StoreError>),
+    Session(Result<Session, StoreError>),
+    Commit(Result<Commit, StoreError>),
+}
+
+/// Everything that can happen to the loop.
+enum Event {
+    Done(Done),
+    Batch(Option<Result<WatchEvent, StoreError>>),
+    SessionKept,
+    SessionLost,
+    Timer,
+    Request(Option<Request>),
+}
+
+/// A broker that wants to be, or is, registered by this process.
+struct Registration {
+    value: BrokerValue,
+    waiting: Vec<Registered>,
+    give_up_at: Instant,
+}
+
+/// Transactions to commit one after the other.
+struct Task {
+    cause: Cause,
+    transactions: VecDeque<Transaction>,
+    applied: usize,
+    attempts: u32,
+    /// Whether the first of them may have been applied.
+    in_doubt: bool,
+}
+
+enum Cause {
+    Found,
+    Register,
+    Campaign,
+    Resign,
+    Reconcile,
+    Command(Command),
+}
+
+impl<S: MetadataStore> Service<S> {
+    async fn run(mut self) {
+        loop {
+            self.answer_what_is_visible();
+            self.start_what_is_due();
+            match self.next_event().await {
+                Event::Done(done) => self.done(done),
+                Event::Batch(event) => self.batch(event),
+                Event::SessionKept => {}
+                Event::SessionLost => self.session = None,
+                Event::Timer => self.timer(),
+                Event::Request(Some(Request::Command(command))) => self.command(command),
+                Event::Request(Some(Request::Register(value, reply))) => {
+                    self.register(value, reply);
+                }
+                Event::Request(Some(Request::Stop(reply))) => {
+                    self.end().await;
+                    // Whoever asked may have stopped waiting.
+                    let _ = reply.send(());
+                    return;
+                }
+                Event::Request(None) => return self.end().await,
+            }
+        }
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let deadline = self.deadline();
+        // A request is taken only when it can be decided on, or refused, at once.
+        let ready = self.is_idle() || self.trouble.is_some();
+        tokio::select! {
+            biased;
+            event = or_never(self.batches.as_mut().map(StreamExt::next)) => Event::Batch(event),
+            done = or_never(self.running.as_mut()) => {
+                self.running = None;
+                Event::Done(done)
+            }
+            lost = or_never(self.session.as_mut().map(Session::changed)) => {
+                if lost { Event::SessionLost } else { Event::SessionKept }
+            }
+            () = or_never(deadline.map(sleep_until)) => Event::Timer,
+            request = self.requests.recv(), if ready => Event::Request(request),
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let registration = self.registration.as_ref();
+        let give_up = registration
+            .filter(|registration| !registration.waiting.is_empty())
+            .map(|registration| registration.give_up_at);
+        let retry = self.trouble.as_ref().map(|(until, _)| *until);
+        give_up.into_iter().chain(retry).min()
+    }
+
+    fn timer(&mut self) {
+        let now = Instant::now();
+        if self
+            .trouble
+            .as_ref()
+            .is_some_and(|(until, _)| *until <= now)
+        {
+            self.trouble = None;
+        }
+        let node_id = self.options.node_id;
+        let taken = self.image.borrow().registration(node_id).is_some();
+        if let Some(registration) = &mut self.registration
+            && registration.give_up_at <= now
+        {
+            let error = match &self.trouble {
+                Some((_, error)) => error.clone(),
+                None if taken => ControllerError::DuplicateBrokerRegistration(node_id.value()),
+                // Registered, but no controller has let it in.
+                None => ControllerError::NotController,
+            };
+            for waiting in registration.waiting.drain(..) {
+                let _ = waiting.send(Err(error.clone()));
+            }
+        }
+    }
+
+    /// Whether nothing is under way and the image has all that was committed.
+    fn is_idle(&self) -> bool {
+        self.task.is_none()
+            && self.running.is_none()
+            && self.batches.is_some()
+            && self.image.borrow().revision() >= self.committed
+    }
+
+    fn start_what_is_due(&mut self) {
+        if self.running.is_some() || self.trouble.is_some() {
+            return;
+        }
+        let store = self.store.clone();
+        if self.batches.is_none() {
+            self.running = Some(Box::pin(async move { Done::Read(read(store).await) }));
+            return;
+        }
+        if self.session.is_none() {
+            let ttl = self.options.session_ttl;
+            self.running = Some(Box::pin(async move {
+                Done::Session(Session::open(&store, ttl).await)
+            }));
+            return;
+        }
+        if self.is_idle() {
+            self.task = self.next_task();
+        }
+        if let Some(task) = &self.task
+            && let Some(transaction) = task.transactions.front().cloned()
+        {
+            self.running = Some(Box::pin(async move {
+                Done::Commit(store.commit(transaction).await)
+            }));
+        }
+    }
+
+    /// What the image, as it stands, asks of this process.
+    fn next_task(&mut self) -> Option<Task> {
+        let image = Arc::clone(&self.image.borrow());
+        let session = self.session.as_ref()?;
+        if image.cluster_id().is_none() {
+            let found = found_cluster(&random_topic_id(&mut self.random).to_string());
+            return Some(Task::new(Cause::Found, [found].into()));
+        }
+        let registered = image.registration(self.options.node_id);
+        if let Some(registration) = &self.registration
+            && registered.is_none()
+        {
+            let transaction = self.registering(&registration.value, session);
+            return Some(Task::new(Cause::Register, [transaction].into()));
+        }
+        let campaigns = match self.options.campaign {
+            Campaign::FromStart => true,
+            Campaign::OnceRegistered => self.registration.is_some(),
+            Campaign::Never => false,
+        };
+        match self.candidate.seal(&image, session.id) {
+            Seal::Free if campaigns => {
+                let transaction = self.candidate.campaign(session.id);
+                Some(Task::new(Cause::Campaign, [transaction].into()))
+            }
+            Seal::Stale(epoch) => {
+                let transaction = Candidate::resign(epoch);
+                Some(Task::new(Cause::Resign, [transaction].into()))
+            }
+            Seal::Mine(epoch) if self.reconciled != Some(epoch) && session.is_alive() => {
+                let mut changes = brokers::remove_orphans(&image);
+                changes.extend(brokers::reconcile(&image, &self.options.settings));
+                self.reconciled = Some(epoch);
+                let transactions = pack(changes, epoch);
+                (!transactions.is_empty()).then(|| Task::new(Cause::Reconcile, transactions))
+            }
+            Seal::Mine(_) | Seal::Free | Seal::Taken => None,
+        }
+    }
+
+    fn registering(&self, value: &BrokerValue, session: &Session) -> Transaction {
+        let key = Key::Broker(self.options.node_id).to_string();
+        Transaction {
+            guards: vec![Guard::Absent(key.clone())],
+            operations: vec![Operation::Put {
+                key,
+                value: print_value(value),
+                session: Some(session.id),
+            }],
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Read(Ok((snapshot, batches))) => self.read_anew(&snapshot, batches),
+            Done::Session(Ok(session)) => self.session = Some(session),
+            Done::Read(Err(error)) | Done::Session(Err(error)) => self.rest(error.into()),
+            Done::Commit(outcome) => {
+                if let Some(task) = self.task.take() {
+                    self.task_done(task, outcome);
+                }
+            }
+        }
+    }
+
+    fn task_done(&mut self, mut task: Task, outcome: Result<Commit, StoreError>) {
+        match outcome {
+            Ok(Commit::Applied(revision)) => self.applied(task, revision),
+            Ok(Commit::Refused) => {
+                // Something is not as the image has it.
+                self.batches = None;
+                task.attempts += 1;
+                if task.applied == 0 && task.attempts < MAX_ATTEMPTS {
+                    task.transactions.clear();
+                    self.task = Some(task);
+                } else {
+                    self.failed(task, ControllerError::NotController);
+                }
+            }
+            Err(error @ StoreError::Unknown(_)) => {
+                tracing::warn!(%error, "reading back what became of a metadata commit");
+                self.batches = None;
+                task.attempts += 1;
+                if task.attempts < MAX_ATTEMPTS {
+                    task.in_doubt = true;
+                    self.task = Some(task);
+                } else {
+                    self.failed(task, error.clone().into());
+                    self.rest(error.into());
+                }
+            }
+            Err(StoreError::SessionLost) => {
+                self.session = None;
+                self.failed(task, ControllerError::NotController);
+            }
+            Err(error) => {
+                self.failed(task, error.clone().into());
+                if !matches!(error, StoreError::TooLarge { .. }) {
+                    self.rest(error.into());
+                }
+            }
+        }
+    }
+
+    fn applied(&mut self, mut task: Task, revision: Revision) {
+        self.committed = self.committed.max(revision);
+        task.transactions.pop_front();
+        task.applied += 1;
+        task.attempts = 0;
+        task.in_doubt = false;
+        if !task.transactions.is_empty() {
+            self.task = Some(task);
+        } else if let Cause::Command(command) = task.cause {
+            self.unseen.push_back((revision, command));
+        }
+    }
+
+    fn failed(&mut self, task: Task, error: ControllerError) {
+        match task.cause {
+            Cause::Command(command) => command.finish(Err(error)),
+            Cause::Reconcile => self.reconciled = None,
+            // The image still asks for these.
+            Cause::Found | Cause::Register | Cause::Campaign | Cause::Resign => {}
+        }
+    }
+
+    /// Lets the store rest after an error; until then requests are refused with it.
+    fn rest(&mut self, error: ControllerError) {
+        tracing::error!(%error, "the metadata store failed");
+        self.trouble = Some((Instant::now() + RETRY_DELAY, error));
+    }
+
+    fn read_anew(&mut self, snapshot: &Snapshot, batches: Watch) {
+        let image = match ClusterImage::from_snapshot(snapshot) {
+            Ok(image) => image,
+            Err(error) => return self.rest(error.into()),
+        };
+        self.batches = Some(batches);
+        // A store that was put back from a backup may be behind what it once said.
+        self.committed = self.committed.min(snapshot.revision);
+        self.publish(image);
+        let Some(mut task) = self.task.take() else {
+            return;
+        };
+        if !task.in_doubt {
+            // It was refused; the image says what to do instead.
+            match task.cause {
+                Cause::Command(command) => self.decide(command, task.attempts),
+                Cause::Reconcile => self.reconciled = None,
+                Cause::Found | Cause::Register | Cause::Campaign | Cause::Resign => {}
+            }
+            return;
+        }
+        task.in_doubt = false;
+        let first = task.transactions.front();
+        if first.is_some_and(|transaction| is_applied(transaction, snapshot)) {
+            self.applied(task, snapshot.revision);
+        } else {
+            // Should it still come through, its guards stop the second.
+            self.task = Some(task);
+        }
+    }
+
+    fn batch(&mut self, event: Option<Result<WatchEvent, StoreError>>) {
+        match event {
+            Some(Ok(WatchEvent::Batch(batch))) => self.advance(&batch),
+            Some(Ok(WatchEvent::Compacted)) | None => self.batches = None,
+            Some(Err(error)) => {
+                self.batches = None;
+                self.rest(error.into());
+            }
+        }
+    }
+
+    fn advance(&mut self, batch: &Batch) {
+        let image = Arc::clone(&self.image.borrow());
+        if batch.revision <= image.revision() {
+            return;
+        }
+        match image.advanced_by(batch) {
+            Ok(next) => self.publish(next),
+            Err(error) => {
+                self.batches = None;
+                self.rest(error.into());
+            }
+        }
+    }
+
+    fn publish(&mut self, image: ClusterImage) {
+        let old = self.image.send_replace(Arc::new(image));
+        if brokers::membership_changed(&old, &self.image.borrow()) {
+            self.reconciled = None;
+        }
+    }
+
+    fn answer_what_is_visible(&mut self) {
+        let image = Arc::clone(&self.image.borrow());
+        while let Some((_, command)) = self
+            .unseen
+            .pop_front_if(|(revision, _)| *revision <= image.revision())
+        {
+            command.finish(Ok(()));
+        }
+        let Some(registration) = &mut self.registration else {
+            return;
+        };
+        if let Some(broker) = image.broker(self.options.node_id)
+            && broker.registration.incarnation == registration.value.incarnation
+        {
+            for waiting in registration.waiting.drain(..) {
+                let _ = waiting.send(Ok(broker.epoch));
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match &self.trouble {
+            Some((_, error)) => command.finish(Err(error.clone())),
+            None => self.decide(command, 0),
+        }
+    }
+
+    fn decide(&mut self, mut command: Command, attempts: u32) {
+        let image = Arc::clone(&self.image.borrow());
+        let session = self.session.as_ref().filter(|session| session.is_alive());
+        let seal = session.map(|session| self.candidate.seal(&image, session.id));
+        let Some(Seal::Mine(epoch)) = seal else {
+            return command.finish(Err(ControllerError::NotController));
+        };
+        let changes = command.decide(&image, &self.options.settings, &mut self.random);
+        let transactions = pack(changes, epoch);
+        if transactions.is_empty() {
+            return command.finish(Ok(()));
+        }
+        self.task = Some(Task {
+            attempts,
+            ..Task::new(Cause::Command(command), transactions)
+        });
+    }
+
+    fn register(&mut self, value: BrokerValue, reply: Registered) {
+        let give_up_at = Instant::now() + self.options.session_ttl * REGISTRATION_TTLS;
+        let mut waiting = self
+            .registration
+            .take()
+            .map_or(Vec::new(), |old| old.waiting);
+        waiting.push(reply);
+        self.registration = Some(Registration {
+            value,
+            waiting,
+            give_up_at,
+        });
+    }
+
+    async fn end(&mut self) {
+        for command in mem::take(&mut self.unseen) {
+            command.1.finish(Err(ControllerError::Stopped));
+        }
+        if let Some(session) = self.session.take()
+            && let Err(error) = self.store.close_session(session.id).await
+        {
+            tracing::warn!(%error, "the metadata session was left to expire");
+        }
+    }
+}
+
+impl Task {
+    fn new(cause: Cause, transactions: VecDeque<Transaction>) -> Self {
+        Self {
+            cause,
+            transactions,
+            applied: 0,
+            attempts: 0,
+            in_doubt: false,
+        }
+    }
+}
+
+/// Reads everything, and watches from there on.
+async fn read(store: impl MetadataStore) -> Result<(Snapshot, Watch), StoreError> {
+    let snapshot = store.read("").await?;
+    let batches = store.watch("", snapshot.revision).await?;
+    Ok((snapshot, batches))
+}
+
+/// Puts change sets into as few transactions of a reign as they fit in, in their order.
+fn pack(changes: Vec<ChangeSet>, epoch: ControllerEpoch) -> VecDeque<Transaction> {
+    let mut transactions = VecDeque::new();
+    let mut current = Transaction::default();
+    let mut keys: HashSet<String> = HashSet::new();
+    let mut bytes = 0;
+    for set in changes {
+        let size: usize = set.operations.iter().map(Operation::size_in_bytes).sum();
+        let fits = current.guards.len() + set.guards.len() <= MAX_TRANSACTION_OPERATIONS
+            && current.operations.len() + set.operations.len() <= MAX_TRANSACTION_OPERATIONS
+            && bytes + size <= MAX_TRANSACTION_BYTES
+            && !set
+                .operations
+                .iter()
+                .any(|operation| keys.contains(operation.key()));
+        if current.guards.is_empty() || !fits {
+            if !current.operations.is_empty() {
+                transactions.push_back(mem::take(&mut current));
+            }
+            current.guards = vec![reign(epoch)];
+            current.operations.clear();
+            keys.clear();
+            bytes = 0;
+        }
+        keys.extend(
+            set.operations
+                .iter()
+                .map(|operation| operation.key().to_owned()),
+        );
+        bytes += size;
+        current.guards.extend(set.guards);
+        current.operations.extend(set.operations);
+    }
+    if !current.operations.is_empty() {
+        transactions.push_back(current);
+    }
+    transactions
+}
+
+/// Whether a snapshot shows everything that a transaction would have done.
+fn is_applied(transaction: &Transaction, snapshot: &Snapshot) -> bool {
+    transaction.operations.iter().all(|operation| {
+        let found = snapshot
+            .entries
+            .binary_search_by(|entry| (*entry.key).cmp(operation.key()))
+            .ok()
+            .map(|at| &snapshot.entries[at]);
+        match operation {
+            Operation::Put { value, session, .. } => {
+                found.is_some_and(|entry| entry.value == *value && entry.session == *session)
+            }
+            Operation::Delete { .. } => found.is_none(),
+        }
+    })
+}
+
+fn found_cluster(cluster_id: &str) -> Transaction {
+    let key = Key::Cluster.to_string();
+    Transaction {
+        guards: vec![Guard::Absent(key.clone())],
+        operations: vec![Operation::Put {
+            key,
+            value: print_value(&ClusterValue {
+                cluster_id: cluster_id.to_owned(),
+            }),
+            session: None,
+        }],
+    }
+}
+
+async fn or_never<F: Future>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+#[cfg(test)]
+#[path = "service_tests.rs"]
+mod tests;
