@@ -1,0 +1,381 @@
+//! The group requests: each one call, its answer's codes made errors.
+
+use std::collections::BTreeMap;
+
+use bytes::BytesMut;
+use yuxi_protocol::codec::{ApiVersion, DecodeLimits};
+use yuxi_protocol::ids::TopicPartition;
+use yuxi_protocol::messages::consumer_protocol_assignment::TopicPartition as AssignedTopic;
+use yuxi_protocol::messages::consumer_protocol_subscription::TopicPartition as OwnedTopic;
+use yuxi_protocol::messages::leave_group_request::MemberIdentity;
+use yuxi_protocol::messages::offset_commit_request::{
+    OffsetCommitRequestPartition, OffsetCommitRequestTopic,
+};
+use yuxi_protocol::messages::offset_fetch_request::{
+    OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics,
+};
+use yuxi_protocol::messages::{
+    ConsumerProtocolAssignment, ConsumerProtocolSubscription, HeartbeatRequest, LeaveGroupRequest,
+    OffsetCommitRequest, OffsetFetchRequest, decode_consumer_protocol_assignment,
+    decode_consumer_protocol_subscription, encode_consumer_protocol_assignment,
+    encode_consumer_protocol_subscription,
+};
+
+use super::assignors::Member;
+use crate::cluster::Cluster;
+use crate::connection::Connection;
+use crate::error::{Error, Result, check};
+
+/// Newer versions name topics by id.
+const NEWEST_COMMIT_BY_NAME: i16 = 9;
+const NEWEST_OFFSET_FETCH_BY_NAME: i16 = 9;
+const PROTOCOL_VERSION: ApiVersion = ApiVersion::new(3);
+
+/// A group's position in a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommittedOffset {
+    /// The next record to read.
+    pub offset: i64,
+    /// Whatever the committer noted with it.
+    pub metadata: String,
+}
+
+/// Who speaks for a group.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    pub(super) group: String,
+    pub(super) member: String,
+    pub(super) instance: Option<String>,
+    pub(super) generation: i32,
+}
+
+impl Identity {
+    /// Someone who is not a member: commits for a group without members.
+    pub(super) fn outsider(group: &str) -> Self {
+        Self {
+            group: group.to_owned(),
+            member: String::new(),
+            instance: None,
+            generation: -1,
+        }
+    }
+}
+
+/// Commits for a group that this client is not a member of.
+pub(crate) async fn commit_as_outsider(
+    cluster: &Cluster,
+    group: &str,
+    offsets: BTreeMap<TopicPartition, CommittedOffset>,
+) -> Result<()> {
+    let coordinator = cluster.group_coordinator(group).await?;
+    commit(&coordinator, &Identity::outsider(group), &offsets).await
+}
+
+pub(super) async fn commit(
+    coordinator: &Connection,
+    identity: &Identity,
+    offsets: &BTreeMap<TopicPartition, CommittedOffset>,
+) -> Result<()> {
+    let answer = coordinator
+        .call_up_to(NEWEST_COMMIT_BY_NAME, |version| {
+            let mut request = OffsetCommitRequest::default();
+            request.group_id = identity.group.as_str().into();
+            request.generation_id_or_member_epoch = identity.generation;
+            request.member_id = identity.member.as_str().into();
+            if version.value() >= 7 {
+                request.group_instance_id = identity.instance.as_deref().map(Into::into);
+            }
+            for (partition, committed) in offsets {
+                let mut part = OffsetCommitRequestPartition::default();
+                part.partition_index = partition.partition.value();
+                part.committed_offset = committed.offset;
+                part.committed_metadata = Some(committed.metadata.as_str().into());
+                match request
+                    .topics
+                    .last_mut()
+                    .filter(|t| *t.name == *partition.topic)
+                {
+                    Some(topic) => topic.partitions.push(part),
+                    None => {
+                        let mut topic = OffsetCommitRequestTopic::default();
+                        topic.name = (&*partition.topic).into();
+                        topic.partitions.push(part);
+                        request.topics.push(topic);
+                    }
+                }
+            }
+            request
+        })
+        .await?;
+    for topic in &answer.topics {
+        for part in &topic.partitions {
+            check(part.error_code, None, || {
+                format!(
+                    "committing the offset of {}-{} for group {}",
+                    topic.name, part.partition_index, identity.group
+                )
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// A group's committed offsets: of these partitions, or of all that have one.
+pub async fn committed_offsets(
+    cluster: &Cluster,
+    group: &str,
+    partitions: Option<&[TopicPartition]>,
+) -> Result<BTreeMap<TopicPartition, CommittedOffset>> {
+    let coordinator = cluster.group_coordinator(group).await?;
+    fetch_committed(&coordinator, group, partitions).await
+}
+
+pub(super) async fn fetch_committed(
+    coordinator: &Connection,
+    group: &str,
+    partitions: Option<&[TopicPartition]>,
+) -> Result<BTreeMap<TopicPartition, CommittedOffset>> {
+    let context = || format!("fetching the offsets of group {group}");
+    let answer = coordinator
+        .call_up_to(NEWEST_OFFSET_FETCH_BY_NAME, |version| {
+            offset_fetch_request(version, group, partitions)
+        })
+        .await?;
+    check(answer.error_code, None, context)?;
+    let mut offsets = BTreeMap::new();
+    let mut insert = |topic: &str, index: i32, offset: i64, note: Option<&str>, code: i16| {
+        check(code, None, context)?;
+        // -1 says that nothing was committed.
+        if offset >= 0 {
+            let metadata = note.unwrap_or_default().to_owned();
+            offsets.insert(
+                TopicPartition::new(topic, index),
+                CommittedOffset { offset, metadata },
+            );
+        }
+        Ok::<(), Error>(())
+    };
+    for topic in &answer.topics {
+        for part in &topic.partitions {
+            let note = part.metadata.as_deref();
+            insert(
+                &topic.name,
+                part.partition_index,
+                part.committed_offset,
+                note,
+                part.error_code,
+            )?;
+        }
+    }
+    for group in &answer.groups {
+        check(group.error_code, None, context)?;
+        for topic in &group.topics {
+            for part in &topic.partitions {
+                let note = part.metadata.as_deref();
+                let offset = part.committed_offset;
+                insert(
+                    &topic.name,
+                    part.partition_index,
+                    offset,
+                    note,
+                    part.error_code,
+                )?;
+            }
+        }
+    }
+    Ok(offsets)
+}
+
+fn offset_fetch_request(
+    version: ApiVersion,
+    group: &str,
+    partitions: Option<&[TopicPartition]>,
+) -> OffsetFetchRequest {
+    let by_topic = partitions.map(|partitions| {
+        let mut topics: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
+        for partition in partitions {
+            topics
+                .entry(&partition.topic)
+                .or_default()
+                .push(partition.partition.value());
+        }
+        topics
+    });
+    let mut request = OffsetFetchRequest::default();
+    if version.value() >= 7 {
+        // An offset in a transaction still open may yet change: wait for it.
+        request.require_stable = true;
+    }
+    if version.value() >= 8 {
+        let mut one = OffsetFetchRequestGroup::default();
+        one.group_id = group.into();
+        one.topics = by_topic.map(|topics| {
+            topics
+                .into_iter()
+                .map(|(name, partition_indexes)| {
+                    let mut topic = OffsetFetchRequestTopics::default();
+                    topic.name = name.into();
+                    topic.partition_indexes = partition_indexes;
+                    topic
+                })
+                .collect()
+        });
+        request.groups = vec![one];
+    } else {
+        request.group_id = group.into();
+        request.topics = by_topic.map(|topics| {
+            topics
+                .into_iter()
+                .map(|(name, partition_indexes)| {
+                    let mut topic = OffsetFetchRequestTopic::default();
+                    topic.name = name.into();
+                    topic.partition_indexes = partition_indexes;
+                    topic
+                })
+                .collect()
+        });
+    }
+    request
+}
+
+pub(super) async fn heartbeat(coordinator: &Connection, identity: &Identity) -> Result<()> {
+    let answer = coordinator
+        .call(|version| {
+            let mut request = HeartbeatRequest::default();
+            request.group_id = identity.group.as_str().into();
+            request.generation_id = identity.generation;
+            request.member_id = identity.member.as_str().into();
+            if version.value() >= 3 {
+                request.group_instance_id = identity.instance.as_deref().map(Into::into);
+            }
+            request
+        })
+        .await?;
+    check(answer.error_code, None, || {
+        format!("heartbeat in group {}", identity.group)
+    })
+}
+
+pub(super) async fn leave(coordinator: &Connection, identity: &Identity) -> Result<()> {
+    let answer = coordinator
+        .call(|version| {
+            let mut request = LeaveGroupRequest::default();
+            request.group_id = identity.group.as_str().into();
+            if version.value() >= 3 {
+                let mut member = MemberIdentity::default();
+                member.member_id = identity.member.as_str().into();
+                request.members = vec![member];
+            } else {
+                request.member_id = identity.member.as_str().into();
+            }
+            request
+        })
+        .await?;
+    check(answer.error_code, None, || {
+        format!("leaving group {}", identity.group)
+    })
+}
+
+/// What a member tells the group of itself when it joins.
+pub(super) fn encode_subscription<'a>(
+    topics: impl Iterator<Item = &'a str>,
+    owned: &[TopicPartition],
+    generation: i32,
+) -> Result<bytes::Bytes> {
+    let mut subscription = ConsumerProtocolSubscription::default();
+    subscription.topics = topics.map(Into::into).collect();
+    subscription.generation_id = generation;
+    for partition in owned {
+        let index = partition.partition.value();
+        let last = subscription.owned_partitions.last_mut();
+        match last.filter(|topic| *topic.topic == *partition.topic) {
+            Some(topic) => topic.partitions.push(index),
+            None => {
+                let mut topic = OwnedTopic::default();
+                topic.topic = (&*partition.topic).into();
+                topic.partitions.push(index);
+                subscription.owned_partitions.push(topic);
+            }
+        }
+    }
+    let mut bytes = BytesMut::new();
+    encode_consumer_protocol_subscription(&mut bytes, &subscription, PROTOCOL_VERSION).map_err(
+        |source| Error::Encode {
+            what: "subscription",
+            source,
+        },
+    )?;
+    Ok(bytes.freeze())
+}
+
+/// A member as its subscription describes it.
+pub(super) fn decode_member(
+    id: &str,
+    instance: Option<&str>,
+    metadata: bytes::Bytes,
+) -> Result<Member> {
+    let (_, subscription) =
+        decode_consumer_protocol_subscription(metadata, DecodeLimits::default())
+            .map_err(|source| Error::decode("subscription", id, &source))?;
+    let owned = subscription.owned_partitions.iter().flat_map(|topic| {
+        let name: std::sync::Arc<str> = topic.topic.as_str().into();
+        topic
+            .partitions
+            .iter()
+            .map(move |p| TopicPartition::new(name.clone(), *p))
+    });
+    Ok(Member {
+        id: id.to_owned(),
+        instance: instance.map(ToOwned::to_owned),
+        topics: subscription
+            .topics
+            .iter()
+            .map(|topic| topic.as_str().into())
+            .collect(),
+        owned: owned.collect(),
+        generation: subscription.generation_id,
+    })
+}
+
+pub(super) fn encode_assignment(partitions: &[TopicPartition]) -> Result<bytes::Bytes> {
+    let mut assignment = ConsumerProtocolAssignment::default();
+    for partition in partitions {
+        let index = partition.partition.value();
+        let last = assignment.assigned_partitions.last_mut();
+        match last.filter(|topic| *topic.topic == *partition.topic) {
+            Some(topic) => topic.partitions.push(index),
+            None => {
+                let mut topic = AssignedTopic::default();
+                topic.topic = (&*partition.topic).into();
+                topic.partitions.push(index);
+                assignment.assigned_partitions.push(topic);
+            }
+        }
+    }
+    let mut bytes = BytesMut::new();
+    encode_consumer_protocol_assignment(&mut bytes, &assignment, ApiVersion::new(1)).map_err(
+        |source| Error::Encode {
+            what: "assignment",
+            source,
+        },
+    )?;
+    Ok(bytes.freeze())
+}
+
+/// The partitions that a SyncGroup answer, or a group's description, assigns.
+pub(crate) fn decode_assignment(group: &str, bytes: bytes::Bytes) -> Result<Vec<TopicPartition>> {
+    // A member that got nothing may get no bytes at all.
+    if bytes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (_, assignment) = decode_consumer_protocol_assignment(bytes, DecodeLimits::default())
+        .map_err(|source| Error::decode("assignment", group, &source))?;
+    let partitions = assignment.assigned_partitions.iter().flat_map(|topic| {
+        let name: std::sync::Arc<str> = topic.topic.as_str().into();
+        topic
+            .partitions
+            .iter()
+            .map(move |p| TopicPartition::new(name.clone(), *p))
+    });
+    Ok(partitions.collect())
+}
