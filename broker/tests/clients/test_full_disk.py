@@ -1,0 +1,104 @@
+"""A disk with no room left: producing fails, reading and deleting go on, and
+producing resumes by itself when room returns.
+"""
+
+import os
+import subprocess
+
+import pytest
+
+import wire
+from daemon import wait_until
+from test_hostile_bytes import ready
+from wire import Connection, batch, record
+
+pytestmark = pytest.mark.yuxi_only  # Kafka halts when its only directory fails
+
+DISK_BYTES = 48 << 20
+VALUE = os.urandom(200_000)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A tmpfs of DISK_BYTES, which takes root (or a container that may mount)."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"can't mount a small disk here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.fixture
+def target(small_disk, new_broker):
+    broker = new_broker({"log.segment.bytes": str(4 << 20), "log.segment.delete.delay.ms": "0"}, started=False)
+    broker.data_dir = small_disk / "data"
+    broker.start()
+    yield broker
+    if broker.alive():
+        broker.stop()
+
+
+def fill(connection, topic):
+    """Produces until the disk is full; returns what was acknowledged."""
+    acked = []
+    for n in range(DISK_BYTES // len(VALUE) + 50):
+        code, offset = wire.produce(connection, topic, batch([record(0, b"%06d" % n + VALUE)]))
+        if code != wire.NONE:
+            assert code == wire.KAFKA_STORAGE_ERROR
+            return acked
+        acked.append((n, offset))
+    raise AssertionError("the disk never filled")
+
+
+def check(connection, topic, acked):
+    """Everything acknowledged can be read, and nothing else is in the log."""
+    assert wire.fetch(connection, topic, acked[0][1])[1] == acked[-1][1] + 1
+    for n, offset in acked:
+        code, _, records = wire.fetch(connection, topic, offset)
+        assert code == wire.NONE and b"%06d" % n + VALUE in records[: len(VALUE) + 500]
+
+
+@pytest.mark.parametrize("room_by", ["deleting the records", "deleting another topic", "the operator"])
+def test_a_full_disk_stops_producing_only_and_only_while_it_is_full(target, small_disk, jvm, tmp_path, room_by):
+    ballast = small_disk / "ballast"
+    with Connection(target) as c:
+        ready(c, "other")
+        ready(c, "t")
+        if room_by == "deleting another topic":
+            for _ in range(60):
+                assert wire.produce(c, "other", batch([record(0, VALUE)]))[0] == wire.NONE
+        if room_by == "the operator":
+            ballast.write_bytes(b"\0" * (8 << 20))
+        acked = fill(c, "t")
+        for _ in range(20):  # it stays an error, not a hang or a crash
+            assert wire.produce(c, "t", batch([record(0, VALUE)]))[0] == wire.KAFKA_STORAGE_ERROR
+        check(c, "t", acked)
+
+        if room_by == "deleting the records":
+            plan = tmp_path / "plan.json"
+            half = acked[len(acked) // 2][1]
+            plan.write_text(f'{{"partitions":[{{"topic":"t","partition":0,"offset":{half}}}],"version":1}}')
+            out = jvm.out("delete-records", "--bootstrap-server", target.bootstrap, "--offset-json-file", plan)
+            assert f"low_watermark: {half}" in out
+            acked = acked[len(acked) // 2 :]
+        elif room_by == "deleting another topic":
+            jvm.out("topics", "--bootstrap-server", target.bootstrap, "--delete", "--topic", "other")
+        else:
+            ballast.unlink()
+
+        def resumed():
+            code, offset = wire.produce(c, "t", batch([record(0, b"%06d" % 999_999 + VALUE)]))
+            if code == wire.NONE:
+                acked.append((999_999, offset))
+            return code == wire.NONE
+
+        wait_until(resumed, "producing resumes", 30, 0.1)
+        check(c, "t", acked)
+    target.restart()
+    with Connection(target) as c:
+        wait_until(lambda: wire.fetch(c, "t", acked[0][1])[0] == wire.NONE, "the partition is led")
+        check(c, "t", acked)
