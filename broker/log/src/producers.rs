@@ -1,0 +1,356 @@
+//! What the log knows of its idempotent producers (KIP-98, KIP-360): for each the last
+//! five batches, by which a repeated batch is recognised and a gap refused.
+//!
+//! Owned by the log. Invariants (I12): the state is what appending the log's batches up
+//! to the log's end makes of the newest snapshot; a batch that was refused
+//! or not written leaves no trace, because checks work on a copy that
+//! [`Producers::commit`] puts in place after the write.
+
+use std::collections::HashMap;
+
+use yuxi_protocol::{
+    ids::{Offset, ProducerEpoch, ProducerId},
+    record::{
+        BatchError, BatchView,
+        batch::{BatchHeader, NO_SEQUENCE, NO_TIMESTAMP, advance_sequence},
+        iter::RecordRefs,
+    },
+};
+
+use crate::{error::AppendError, log::AppendOrigin};
+
+/// As many batches as a producer may have in flight.
+const RECENT_BATCHES: usize = 5;
+
+/// One stored batch of a producer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProducerBatch {
+    /// The sequence of its last record.
+    pub last_sequence: i32,
+    /// The offset of its last record.
+    pub last_offset: Offset,
+    /// Records in it, less one.
+    pub offset_delta: i32,
+    /// Its largest timestamp.
+    pub timestamp: i64,
+}
+
+impl ProducerBatch {
+    /// The sequence of its first record.
+    pub fn first_sequence(&self) -> i32 {
+        // Backwards is the long way round, in arithmetic modulo 2^31.
+        let full_turn = i64::from(i32::MAX) + 1;
+        advance_sequence(
+            self.last_sequence,
+            ((full_turn - i64::from(self.offset_delta)) % full_turn) as i32,
+        )
+    }
+
+    /// The offset of its first record.
+    pub fn first_offset(&self) -> Offset {
+        self.last_offset.plus(-i64::from(self.offset_delta))
+    }
+}
+
+/// What is known of one producer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProducerEntry {
+    /// Its newest epoch.
+    pub epoch: ProducerEpoch,
+    /// The epoch of the transaction coordinator that wrote its last marker, or -1.
+    pub coordinator_epoch: i32,
+    /// The largest timestamp of its last batch, or when its last marker was written.
+    pub last_timestamp: i64,
+    /// Where its open transaction began.
+    pub transaction_first_offset: Option<Offset>,
+    batches: [ProducerBatch; RECENT_BATCHES],
+    batch_count: u8,
+}
+
+impl ProducerEntry {
+    /// A producer that has written nothing yet.
+    pub(crate) fn new(epoch: ProducerEpoch) -> Self {
+        Self {
+            epoch,
+            coordinator_epoch: -1,
+            last_timestamp: NO_TIMESTAMP,
+            transaction_first_offset: None,
+            batches: [ProducerBatch::default(); RECENT_BATCHES],
+            batch_count: 0,
+        }
+    }
+
+    /// Its last batches under its epoch, at most five, the oldest first.
+    pub fn batches(&self) -> &[ProducerBatch] {
+        &self.batches[..usize::from(self.batch_count)]
+    }
+
+    /// The last sequence it wrote under its epoch, or -1.
+    pub fn last_sequence(&self) -> i32 {
+        self.batches()
+            .last()
+            .map_or(NO_SEQUENCE, |batch| batch.last_sequence)
+    }
+
+    pub(crate) fn push(&mut self, batch: ProducerBatch) {
+        if usize::from(self.batch_count) == RECENT_BATCHES {
+            self.batches.rotate_left(1);
+        } else {
+            self.batch_count += 1;
+        }
+        self.batches[usize::from(self.batch_count) - 1] = batch;
+    }
+
+    pub(crate) fn set_epoch(&mut self, epoch: ProducerEpoch) {
+        if self.epoch != epoch {
+            self.epoch = epoch;
+            self.batch_count = 0;
+        }
+    }
+
+    fn find(&self, header: &BatchHeader) -> Option<ProducerBatch> {
+        let batches = (self.epoch == header.producer_epoch).then(|| self.batches())?;
+        let same = |batch: &&ProducerBatch| {
+            batch.first_sequence() == header.base_sequence
+                && batch.last_sequence == header.last_sequence()
+        };
+        batches.iter().find(same).copied()
+    }
+
+    fn is_expired(&self, now_ms: i64, expiration_ms: i64) -> bool {
+        self.transaction_first_offset.is_none()
+            && now_ms.saturating_sub(self.last_timestamp) >= expiration_ms
+    }
+}
+
+/// All the producers of a log.
+#[derive(Debug, Default)]
+pub(crate) struct Producers {
+    entries: HashMap<ProducerId, ProducerEntry>,
+}
+
+/// Checked batches that are about to be written: copies of the entries they change.
+#[derive(Debug, Default)]
+pub(crate) struct PendingProducers {
+    entries: Vec<(ProducerId, ProducerEntry)>,
+}
+
+impl Producers {
+    pub(crate) fn new(
+        entries: HashMap<ProducerId, ProducerEntry>,
+        now_ms: i64,
+        expiration_ms: i64,
+    ) -> Self {
+        let mut producers = Self { entries };
+        producers.remove_expired(now_ms, expiration_ms);
+        producers
+    }
+
+    pub(crate) fn entries(&self) -> &HashMap<ProducerId, ProducerEntry> {
+        &self.entries
+    }
+
+    /// The first offset of the oldest open transaction.
+    pub(crate) fn first_undecided_offset(&self) -> Option<Offset> {
+        self.entries
+            .values()
+            .filter_map(|entry| entry.transaction_first_offset)
+            .min()
+    }
+
+    pub(crate) fn remove_expired(&mut self, now_ms: i64, expiration_ms: i64) {
+        self.entries
+            .retain(|_, entry| !entry.is_expired(now_ms, expiration_ms));
+        if self.entries.is_empty() {
+            self.entries.shrink_to_fit();
+        }
+    }
+
+    /// The stored batch that this one repeats.
+    pub(crate) fn find_duplicate(&self, header: &BatchHeader) -> Option<ProducerBatch> {
+        if !header.has_producer_id() || header.is_control() {
+            return None;
+        }
+        self.entries.get(&header.producer_id)?.find(header)
+    }
+
+    /// Checks a batch that would be stored at `base_offset`, after those that are in
+    /// `pending` already, and adds it there.
+    pub(crate) fn check(
+        &self,
+        pending: &mut PendingProducers,
+        batch: &BatchView<'_>,
+        base_offset: Offset,
+        origin: AppendOrigin,
+    ) -> Result<(), AppendError> {
+        let header = batch.header();
+        if !header.has_producer_id() {
+            return Ok(());
+        }
+        let entry = pending.entry(self, header);
+        if header.is_control() {
+            return apply_marker(entry, batch, origin);
+        }
+        check_epoch(entry, header, origin)?;
+        if origin == AppendOrigin::Client {
+            check_sequence(entry, header, base_offset)?;
+        }
+        match entry.transaction_first_offset {
+            Some(_) if !header.is_transactional() && origin != AppendOrigin::Replication => {
+                return Err(AppendError::NotTransactional {
+                    producer_id: header.producer_id,
+                    offset: base_offset,
+                });
+            }
+            None if header.is_transactional() => {
+                entry.transaction_first_offset = Some(base_offset);
+            }
+            _ => {}
+        }
+        entry.set_epoch(header.producer_epoch);
+        entry.push(ProducerBatch {
+            last_sequence: header.last_sequence(),
+            last_offset: base_offset.plus(i64::from(header.last_offset_delta)),
+            offset_delta: header.last_offset_delta,
+            timestamp: header.max_timestamp,
+        });
+        entry.last_timestamp = header.max_timestamp;
+        Ok(())
+    }
+
+    /// The checked batches have been written.
+    pub(crate) fn commit(&mut self, pending: PendingProducers) {
+        self.entries.extend(pending.entries);
+    }
+
+    /// Takes in a batch that stands in the log.
+    pub(crate) fn replay(&mut self, batch: &BatchView<'_>) -> Result<(), AppendError> {
+        let header = batch.header();
+        let mut pending = PendingProducers::default();
+        self.check(
+            &mut pending,
+            batch,
+            header.base_offset,
+            AppendOrigin::Replication,
+        )?;
+        self.commit(pending);
+        Ok(())
+    }
+}
+
+impl PendingProducers {
+    fn entry(&mut self, producers: &Producers, header: &BatchHeader) -> &mut ProducerEntry {
+        let id = header.producer_id;
+        let at = match self.entries.iter().position(|(known, _)| *known == id) {
+            Some(at) => at,
+            None => {
+                let entry = producers.entries.get(&id).cloned();
+                let entry = entry.unwrap_or_else(|| ProducerEntry::new(ProducerEpoch::NONE));
+                self.entries.push((id, entry));
+                self.entries.len() - 1
+            }
+        };
+        &mut self.entries[at].1
+    }
+}
+
+fn check_epoch(
+    entry: &ProducerEntry,
+    header: &BatchHeader,
+    origin: AppendOrigin,
+) -> Result<(), AppendError> {
+    // What the leader has accepted, its followers and its own restart accept too.
+    if header.producer_epoch < entry.epoch && origin != AppendOrigin::Replication {
+        return Err(AppendError::InvalidProducerEpoch {
+            producer_id: header.producer_id,
+            epoch: header.producer_epoch,
+            current_epoch: entry.epoch,
+        });
+    }
+    Ok(())
+}
+
+fn check_sequence(
+    entry: &ProducerEntry,
+    header: &BatchHeader,
+    offset: Offset,
+) -> Result<(), AppendError> {
+    let last_sequence = entry.last_sequence();
+    let in_order = if entry.epoch == ProducerEpoch::NONE {
+        // Nothing is known of the producer: it is new, or was forgotten because its
+        // records are gone. Any sequence may come next (KIP-360).
+        true
+    } else if entry.epoch != header.producer_epoch {
+        header.base_sequence == 0
+    } else if last_sequence == NO_SEQUENCE {
+        // The epoch is known from a marker only: its first batch starts from 0.
+        header.base_sequence == 0
+    } else {
+        header.base_sequence == advance_sequence(last_sequence, 1)
+    };
+    if in_order {
+        return Ok(());
+    }
+    Err(AppendError::OutOfOrderSequence {
+        producer_id: header.producer_id,
+        sequence: header.base_sequence,
+        last_sequence,
+        offset,
+    })
+}
+
+/// A marker ends the producer's transaction. Its epoch counts as the producer's, its
+/// one record is no data of the producer's.
+fn apply_marker(
+    entry: &mut ProducerEntry,
+    batch: &BatchView<'_>,
+    origin: AppendOrigin,
+) -> Result<(), AppendError> {
+    let header = batch.header();
+    let Some(marker) = Marker::read(batch)? else {
+        return Ok(());
+    };
+    check_epoch(entry, header, origin)?;
+    if entry.coordinator_epoch > marker.coordinator_epoch && origin != AppendOrigin::Replication {
+        return Err(AppendError::CoordinatorFenced {
+            producer_id: header.producer_id,
+            epoch: marker.coordinator_epoch,
+            current_epoch: entry.coordinator_epoch,
+        });
+    }
+    entry.set_epoch(header.producer_epoch);
+    entry.coordinator_epoch = marker.coordinator_epoch;
+    entry.last_timestamp = header.max_timestamp;
+    entry.transaction_first_offset = None;
+    Ok(())
+}
+
+/// The record of a control batch that ends a transaction.
+///
+/// Its value is a version (i16) and the coordinator's epoch (i32), and may grow.
+struct Marker {
+    coordinator_epoch: i32,
+}
+
+impl Marker {
+    /// More than any marker takes.
+    const MAX_BYTES: usize = 64 << 10;
+
+    /// `None` when compaction has taken the record away.
+    fn read(batch: &BatchView<'_>) -> Result<Option<Self>, BatchError> {
+        let payload = batch.decompressed(Self::MAX_BYTES)?;
+        let Some(record) = RecordRefs::new(batch.header(), &payload).next() else {
+            return Ok(None);
+        };
+        let epoch = record?.value.and_then(|value| value.get(2..6));
+        match epoch.and_then(|bytes| bytes.try_into().ok()) {
+            Some(bytes) => Ok(Some(Self {
+                coordinator_epoch: i32::from_be_bytes(bytes),
+            })),
+            None => Err(BatchError::InvalidRecord {
+                index: 0,
+                what: "a control record without a coordinator epoch",
+            }),
+        }
+    }
+}

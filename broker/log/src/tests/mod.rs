@@ -1,0 +1,8 @@
+//! What a whole log does, on real files.
+
+mod append;
+mod crash;
+mod model;
+mod producers;
+mod retention;
+mod support;

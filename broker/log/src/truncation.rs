@@ -1,0 +1,119 @@
+//! Taking records away: from the end when another leader wrote others there, from the
+//! start when they are no longer wanted.
+
+use std::sync::Arc;
+
+use yuxi_protocol::ids::Offset;
+
+use crate::{
+    error::{LogError, ReadError},
+    log::Log,
+    producers::Producers,
+    recovery,
+    segment::Segment,
+};
+
+impl Log {
+    /// Removes the records from `offset` on, and returns whether there were any. A batch
+    /// that holds `offset` goes as a whole, which leaves a gap before `offset`.
+    ///
+    /// The recovery point moves back with the end. Before it is truncated below what the
+    /// checkpoint file says, that file must be rewritten, or a crash in between would look
+    /// like lost data.
+    pub fn truncate_to(&mut self, offset: Offset, now_ms: i64) -> Result<bool, LogError> {
+        if offset >= self.log_end_offset {
+            return Ok(false);
+        }
+        if offset < self.segments[0].base_offset() {
+            self.truncate_fully_and_start_at(offset, now_ms)?;
+            return Ok(true);
+        }
+        self.unsynced.truncated();
+        while self.active().base_offset() > offset {
+            // From the end, so that a crash leaves no hole.
+            self.remove_files(self.segments.len() - 1, now_ms)?;
+            let removed = self.segments.pop();
+            let end = removed.map_or(offset, |segment| segment.base_offset());
+            self.end_at(end);
+        }
+        let config = self.config.clone();
+        self.active_mut().set_capacity(&config);
+        let cut = match self.active().find(offset) {
+            Ok(Some(batch)) => self.active_mut().truncate(batch.position, offset),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        cut.map_err(|error| self.read_error(error))?;
+        self.end_at(offset);
+        self.log_start_offset = self.log_start_offset.min(offset);
+        self.epochs.truncate_end(offset);
+        self.snapshots.remove(|taken_at| taken_at > offset);
+        self.reload_producers(now_ms)?;
+        Ok(true)
+    }
+
+    /// Removes everything; the log begins anew at `offset`.
+    pub fn truncate_fully_and_start_at(
+        &mut self,
+        offset: Offset,
+        now_ms: i64,
+    ) -> Result<(), LogError> {
+        self.unsynced.truncated();
+        while let Some(last) = self.segments.len().checked_sub(1) {
+            self.remove_files(last, now_ms)?;
+            if last == 0 {
+                break;
+            }
+            let removed = self.segments.pop();
+            if let Some(segment) = removed {
+                self.end_at(segment.base_offset());
+            }
+        }
+        let segment = Segment::create(Arc::clone(&self.dir), offset, &self.config, now_ms)
+            .map_err(LogError::storage(&*self.dir))?;
+        self.segments[0] = segment;
+        self.log_start_offset = offset;
+        self.log_end_offset = offset;
+        self.recovery_point = offset;
+        self.epochs.clear();
+        self.snapshots.remove(|_| true);
+        self.producers = Producers::default();
+        Ok(())
+    }
+
+    /// Moves the log's start up to `offset`, at most to the log's end; segments that lie
+    /// wholly before it are removed. It is for the caller to write the checkpoint.
+    pub fn delete_records_before(&mut self, offset: Offset, now_ms: i64) -> Result<(), ReadError> {
+        if offset > self.log_end_offset {
+            return Err(self.out_of_range(offset).into());
+        }
+        if offset <= self.log_start_offset {
+            return Ok(());
+        }
+        self.log_start_offset = offset;
+        self.epochs.truncate_start(offset);
+        self.remove_segments_before_start(now_ms)
+    }
+
+    fn end_at(&mut self, offset: Offset) {
+        self.log_end_offset = offset;
+        self.recovery_point = self.recovery_point.min(offset);
+    }
+
+    fn reload_producers(&mut self, now_ms: i64) -> Result<(), LogError> {
+        if self.producers.entries().is_empty() {
+            // Nobody has been remembered, so there is nobody to remember less of.
+            return Ok(());
+        }
+        self.producers = recovery::load_producers(
+            &mut self.snapshots,
+            &self.segments,
+            self.log_start_offset,
+            self.log_end_offset,
+            now_ms,
+            self.config.producer_id_expiration_ms,
+        )
+        .map_err(|error| self.read_error(error))?;
+        Ok(())
+    }
+}
