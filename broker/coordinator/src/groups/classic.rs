@@ -15,18 +15,15 @@
 //! ```
 //! Kafka's fifth state, Dead, is a group that is not in the shard's map.
 
+mod member;
+mod stored;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use yuxi_protocol::{
-    codec::{DecodeError, DecodeLimits, Decoder, StrBytes},
-    error_code::ErrorCode,
-};
+use yuxi_protocol::{codec::StrBytes, error_code::ErrorCode};
 
-use super::{
-    api::Ticket,
-    records::{self, CoordinatorRecord, GroupMetadataValue, MemberMetadata, RecordError},
-};
+pub(super) use member::{Applicant, Member, Owed, Parked, Protocols};
 
 /// The protocol type of consumers, whose metadata says which topics they subscribe to.
 const CONSUMER_PROTOCOL_TYPE: &str = "consumer";
@@ -54,71 +51,6 @@ impl GroupState {
             Self::Stable => "Stable",
         }
     }
-}
-
-/// A request that waits for something to happen in its group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Parked {
-    pub(super) ticket: Ticket,
-    pub(super) api_version: i16,
-}
-
-/// The protocols a member supports, the preferred one first, each with its metadata.
-pub(super) type Protocols = Vec<(StrBytes, Bytes)>;
-
-#[derive(Clone, Debug)]
-pub(super) struct Member {
-    pub(super) instance_id: Option<StrBytes>,
-    pub(super) client_id: StrBytes,
-    pub(super) client_host: StrBytes,
-    pub(super) rebalance_timeout_ms: i32,
-    pub(super) session_timeout_ms: i32,
-    pub(super) protocols: Protocols,
-    pub(super) assignment: Bytes,
-    /// The member has not had its first JoinGroup answer, so it cannot send heartbeats.
-    pub(super) is_new: bool,
-    joining: Option<Parked>,
-    syncing: Option<Parked>,
-}
-
-impl Member {
-    /// The metadata that the member sent for `protocol`.
-    pub(super) fn metadata(&self, protocol: Option<&StrBytes>) -> Bytes {
-        self.protocols
-            .iter()
-            .find(|(name, _)| Some(name) == protocol)
-            .map(|(_, metadata)| metadata.clone())
-            .unwrap_or_default()
-    }
-
-    pub(super) fn is_joining(&self) -> bool {
-        self.joining.is_some()
-    }
-
-    /// Whether the member need not be heard from: one that waits for an answer of ours
-    /// is not silent, unless it has never been answered and may be long gone.
-    pub(super) fn is_excused_from_heartbeats(&self) -> bool {
-        !self.is_new && (self.joining.is_some() || self.syncing.is_some())
-    }
-}
-
-/// A member about to be, as its JoinGroup describes it.
-#[derive(Clone, Debug)]
-pub(super) struct Applicant {
-    pub(super) instance_id: Option<StrBytes>,
-    pub(super) client_id: StrBytes,
-    pub(super) client_host: StrBytes,
-    pub(super) rebalance_timeout_ms: i32,
-    pub(super) session_timeout_ms: i32,
-    pub(super) protocol_type: StrBytes,
-    pub(super) protocols: Protocols,
-}
-
-/// The answers still owed to a member that is no more.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Owed {
-    pub(super) join: Option<Parked>,
-    pub(super) sync: Option<Parked>,
 }
 
 #[derive(Clone, Debug)]
@@ -162,107 +94,6 @@ impl Group {
             subscribed_topics: None,
             new_member_added: false,
         }
-    }
-
-    /// The group that a record describes: Stable if it has members, else Empty.
-    pub(super) fn from_record(
-        id: &StrBytes,
-        value: GroupMetadataValue,
-    ) -> Result<Self, RecordError> {
-        let inconsistent = |problem| {
-            Err(RecordError::Inconsistent {
-                group: id.clone(),
-                problem,
-            })
-        };
-        let state = if value.members.is_empty() {
-            GroupState::Empty
-        } else {
-            GroupState::Stable
-        };
-        let mut group = Self {
-            state,
-            previous_state: state,
-            state_since_ms: Some(value.current_state_timestamp_ms).filter(|since| *since != -1),
-            generation: value.generation,
-            protocol_type: Some(value.protocol_type).filter(|kind| !kind.is_empty()),
-            protocol: value.protocol,
-            leader: value.leader,
-            ..Self::new(0)
-        };
-        for member in value.members {
-            let Some(protocol) = group.protocol.clone() else {
-                return inconsistent("it has members but no protocol");
-            };
-            if group.members.contains_key(&member.member_id) {
-                return inconsistent("a member id is there twice");
-            }
-            if member
-                .group_instance_id
-                .as_ref()
-                .is_some_and(|instance| group.static_members.contains_key(instance))
-            {
-                return inconsistent("a group instance id is there twice");
-            }
-            let rebalance_timeout_ms = match member.rebalance_timeout_ms {
-                -1 => member.session_timeout_ms,
-                timeout => timeout,
-            };
-            group.insert(
-                member.member_id,
-                Member {
-                    instance_id: member.group_instance_id,
-                    client_id: member.client_id,
-                    client_host: member.client_host,
-                    rebalance_timeout_ms,
-                    session_timeout_ms: member.session_timeout_ms,
-                    protocols: vec![(protocol, member.subscription)],
-                    assignment: member.assignment,
-                    is_new: false,
-                    joining: None,
-                    syncing: None,
-                },
-            );
-        }
-        if !group
-            .leader
-            .as_ref()
-            .is_some_and(|leader| group.members.contains_key(leader))
-        {
-            group.leader = group.members.keys().next().cloned();
-        }
-        group.subscribed_topics = group.compute_subscribed_topics();
-        Ok(group)
-    }
-
-    /// The record that describes the group with `assignment` as the members' own.
-    pub(super) fn to_record(
-        &self,
-        id: &StrBytes,
-        assignment: impl Fn(&StrBytes, &Member) -> Bytes,
-    ) -> CoordinatorRecord {
-        let members = self
-            .members
-            .iter()
-            .map(|(member_id, member)| MemberMetadata {
-                member_id: member_id.clone(),
-                group_instance_id: member.instance_id.clone(),
-                client_id: member.client_id.clone(),
-                client_host: member.client_host.clone(),
-                rebalance_timeout_ms: member.rebalance_timeout_ms,
-                session_timeout_ms: member.session_timeout_ms,
-                subscription: member.metadata(self.protocol.as_ref()),
-                assignment: assignment(member_id, member),
-            });
-        let value = GroupMetadataValue {
-            protocol_type: self.protocol_type.clone().unwrap_or_default(),
-            generation: self.generation,
-            protocol: self.protocol.clone(),
-            leader: self.leader.clone(),
-            current_state_timestamp_ms: self.state_since_ms.unwrap_or(-1),
-            members: members.collect(),
-        };
-        records::group_metadata(id, &value)
     }
 
     pub(super) fn state(&self) -> GroupState {
@@ -646,31 +477,4 @@ impl Group {
             }
         }
     }
-
-    /// The topics that the members subscribe to, as far as that can be known: only
-    /// consumers say, and only in metadata that we can read.
-    fn compute_subscribed_topics(&self) -> Option<BTreeSet<StrBytes>> {
-        if !self.uses_consumer_protocol() {
-            return None;
-        }
-        let mut topics = BTreeSet::new();
-        for member in self.members.values() {
-            let metadata = member.metadata(Some(self.protocol.as_ref()?));
-            topics.extend(subscribed_topics(&metadata).ok()?);
-        }
-        Some(topics)
-    }
-}
-
-/// The topics of a consumer's subscription. Every version of that format begins as
-/// version 0 does: version, topics, user data.
-fn subscribed_topics(metadata: &Bytes) -> Result<Vec<StrBytes>, DecodeError> {
-    let mut limits = DecodeLimits::default();
-    limits.max_array_elements = metadata.len();
-    let mut decoder = Decoder::new(metadata.clone(), limits)?;
-    decoder.read_i16()?;
-    let count = decoder.read_array_len()?;
-    let topics = decoder.read_vec(count, Decoder::read_string)?;
-    decoder.read_nullable_bytes()?;
-    Ok(topics)
 }
