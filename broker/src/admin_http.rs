@@ -47,7 +47,7 @@ const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Serves `listener` until `stop` is ready, then ends its connections.
 ///
 /// `gather` is called for each request to learn what is true at that moment.
-pub async fn serve<G>(
+pub(crate) async fn serve<G>(
     listener: TcpListener,
     metrics: Arc<Metrics>,
     gather: G,

@@ -1,1 +1,299 @@
-//! The Yuxi broker: Kafka protocol server over mapped logs
+//! The Yuxi broker: a Kafka protocol server over mapped logs.
+//!
+//! A program embeds it with [`Broker::start`]; the daemon does no more than that.
+
+#![forbid(unsafe_code)]
+
+mod admin_http;
+mod api;
+mod gathered;
+mod groups;
+mod internal_topics;
+mod log_config;
+mod maintenance;
+mod metrics;
+mod net;
+mod node;
+mod partition;
+mod producer_ids;
+mod replicas;
+mod time;
+
+use crate::{
+    maintenance::Maintenance,
+    metrics::Metrics,
+    net::listener,
+    node::{Node, Parts},
+    replicas::Replicas,
+};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use yuxi_controller::{
+    Campaign, Controller, ControllerError, ControllerOptions, Registration, keys,
+    settings::{HostPort, Listener, ServerSettings},
+    store::{EmbeddedStore, StoreError},
+};
+use yuxi_log::{CleanShutdown, LogDir, LogDirError, MetaProperties};
+use yuxi_protocol::ids::{BrokerEpoch, BrokerId, TopicId};
+
+/// A session of the embedded store lives and dies with this process, so it is only made
+/// long enough that a suspended machine does not end it.
+const EMBEDDED_SESSION: Duration = Duration::from_hours(24 * 365);
+
+/// Why a broker did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("{setting}={address}: {error}")]
+    Listen {
+        /// The setting that names the address.
+        setting: &'static str,
+        /// The address.
+        address: String,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] LogDirError),
+    /// A file in the data directory cannot be read or written.
+    #[error("{path}: {error}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The metadata store cannot be used.
+    #[error("the metadata store: {0}")]
+    Store(#[from] StoreError),
+    /// The controller refused this broker.
+    #[error(transparent)]
+    Controller(#[from] ControllerError),
+}
+
+/// Why a broker did not stop cleanly. What was acknowledged is safe; the next start
+/// checks the logs.
+#[derive(Debug, thiserror::Error)]
+#[error("the data directory was not closed cleanly: {0}")]
+pub struct ShutdownError(String);
+
+/// A running broker. Dropping it without [`Broker::shutdown`] is like killing it.
+pub struct Broker {
+    node: Arc<Node>,
+    address: SocketAddr,
+    admin_address: Option<SocketAddr>,
+    broker_epoch: BrokerEpoch,
+    stop: watch::Sender<bool>,
+    listener: JoinHandle<()>,
+    background: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    /// Starts a broker and returns once it serves clients. Needs a tokio runtime, and
+    /// must be the only one on its data directory.
+    pub async fn start(settings: ServerSettings) -> Result<Self, StartError> {
+        let listener = bind("listeners", &settings.listeners.0).await?;
+        let admin = match &settings.admin_listener {
+            Some(address) => Some(bind("admin.listener", address).await?),
+            None => None,
+        };
+        let address = local_address(&listener, "listeners")?;
+        let broker_id = BrokerId::new(settings.node_id);
+
+        let directory = LogDir::open(settings.data_dir())?;
+        let in_directory = |name: &str| {
+            let path = directory.path().join(name);
+            move |error| StartError::File { path, error }
+        };
+        let stored = directory.meta_properties()?;
+        let directory_id = stored
+            .as_ref()
+            .and_then(|stored| stored.directory_id)
+            .unwrap_or_else(|| TopicId::from_bytes(*uuid::Uuid::new_v4().as_bytes()));
+        let mark = CleanShutdown::new(directory.path());
+        let shutdown = mark
+            .read()
+            .map_err(in_directory(CleanShutdown::FILE_NAME))?;
+        let store = EmbeddedStore::open(directory.path())?;
+        let controller = Controller::start(
+            store,
+            ControllerOptions {
+                node_id: broker_id,
+                settings: Arc::new(settings.clone()),
+                session_ttl: EMBEDDED_SESSION,
+                campaign: Campaign::OnceRegistered,
+                seed: None,
+            },
+        )
+        .await?;
+        let broker_epoch = controller
+            .register_broker(Registration {
+                incarnation: uuid::Uuid::new_v4().to_string(),
+                damaged: false,
+                endpoints: vec![endpoint(&settings, address.port())],
+                rack: settings.broker_rack.clone(),
+                boot_id: boot_id(),
+                directories: vec![directory_id.to_string()],
+                clean_shutdown_epoch: shutdown.flatten().map(BrokerEpoch::new),
+            })
+            .await?;
+        let image = controller.image();
+        directory.claim(&MetaProperties {
+            cluster_id: image
+                .cluster_id()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            node_id: broker_id,
+            directory_id: Some(directory_id),
+        })?;
+        let replicas =
+            Replicas::new(broker_id, directory, shutdown.is_some()).map_err(|error| {
+                StartError::File {
+                    path: settings.data_dir().to_owned(),
+                    error,
+                }
+            })?;
+        replicas.remove_left_over()?;
+        mark.remove().map_err(|error| StartError::File {
+            path: settings.data_dir().join(CleanShutdown::FILE_NAME),
+            error,
+        })?;
+        let metrics = Metrics::new(api::APIS.iter().map(|api| (api.key, api.name)));
+        let node = Node::new(Parts {
+            settings,
+            controller,
+            replicas,
+            metrics,
+        });
+        let mut background = vec![tokio::spawn(Arc::clone(&node).follow_images())];
+        let timing = Arc::clone(&node);
+        background.push(tokio::spawn(async move { timing.groups.keep_time().await }));
+        node.applied(image.revision()).await;
+        background.extend(Maintenance::start(&node));
+
+        let (stop, stopping) = watch::channel(false);
+        let admin_address = match admin {
+            Some(admin) => {
+                let address = local_address(&admin, "admin.listener")?;
+                tracing::info!(%address, "health and metrics are served");
+                let gathering = Arc::clone(&node);
+                background.push(tokio::spawn(admin_http::serve(
+                    admin,
+                    Arc::clone(&node.metrics),
+                    move || gathered::gather(&gathering),
+                    // It goes on telling of the shutdown until the end.
+                    std::future::pending(),
+                )));
+                Some(address)
+            }
+            None => None,
+        };
+        let listener = tokio::spawn(listener::serve(listener, Arc::clone(&node), stopping));
+        Ok(Self {
+            node,
+            address,
+            admin_address,
+            broker_epoch,
+            stop,
+            listener,
+            background,
+        })
+    }
+
+    /// The address that clients connect to, with the port really bound.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The address of the admin listener, if there is one.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
+    /// Resolves, with the reason, when the broker can no longer serve and should be shut
+    /// down.
+    pub async fn failed(&self) -> String {
+        self.node.failed().await
+    }
+
+    /// Stops serving, answers what was begun, flushes and closes every log, and leaves
+    /// the mark of a clean shutdown.
+    pub async fn shutdown(self) -> Result<(), ShutdownError> {
+        self.node.begin_stopping();
+        self.stop.send_replace(true);
+        let _ = self.listener.await;
+        for task in &self.background {
+            task.abort();
+        }
+        for task in self.background {
+            let _ = task.await;
+        }
+        let (node, epoch) = (Arc::clone(&self.node), self.broker_epoch);
+        let closed = tokio::task::spawn_blocking(move || maintenance::close(&node, epoch)).await;
+        self.node.controller.stop().await;
+        match closed {
+            Ok(closed) => closed.map_err(ShutdownError),
+            Err(error) => Err(ShutdownError(error.to_string())),
+        }
+    }
+}
+
+async fn bind(setting: &'static str, address: &HostPort) -> Result<TcpListener, StartError> {
+    listener::bind(address)
+        .await
+        .map_err(|error| StartError::Listen {
+            setting,
+            address: address.to_string(),
+            error,
+        })
+}
+
+fn local_address(listener: &TcpListener, setting: &'static str) -> Result<SocketAddr, StartError> {
+    listener.local_addr().map_err(|error| StartError::Listen {
+        setting,
+        address: String::new(),
+        error,
+    })
+}
+
+fn endpoint(settings: &ServerSettings, bound_port: u16) -> keys::Endpoint {
+    let HostPort { host, port } = settings.advertised(bound_port);
+    keys::Endpoint {
+        listener: Listener::NAME.to_owned(),
+        security_protocol: "PLAINTEXT".to_owned(),
+        host,
+        port,
+    }
+}
+
+/// Changes with every boot of the machine, and with it all that was only in the page
+/// cache (I8). Empty where the system does not tell, which counts as another boot.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// Lets the process open as many files as the system allows it at most: each partition
+/// in use holds a few.
+pub fn raise_open_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+    }
+}

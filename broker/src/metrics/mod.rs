@@ -32,7 +32,7 @@ const VERSIONS: usize = 32;
 
 /// The counters and timings of one broker.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     apis: Box<[ApiMetrics]>,
     errors: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
     broker: BrokerCounters,
@@ -52,22 +52,22 @@ struct ApiMetrics {
 
 /// What is true of the broker at the moment of a scrape.
 #[derive(Clone, Debug, Default)]
-pub struct Gathered {
+pub(crate) struct Gathered {
     /// How far the broker is.
-    pub readiness: Readiness,
+    pub(crate) readiness: Readiness,
     /// Every partition that has a replica here.
-    pub partitions: Vec<PartitionState>,
+    pub(crate) partitions: Vec<PartitionState>,
     /// The cluster, if this broker is its controller.
-    pub controls: Option<ClusterState>,
+    pub(crate) controls: Option<ClusterState>,
     /// Consumer groups that this broker coordinates.
-    pub groups: usize,
+    pub(crate) groups: usize,
     /// Incremental fetch sessions that are remembered.
-    pub fetch_sessions: usize,
+    pub(crate) fetch_sessions: usize,
 }
 
 /// How far the broker is in its life.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Readiness {
+pub(crate) enum Readiness {
     /// Logs are being opened; clients can't connect yet.
     #[default]
     Starting,
@@ -81,40 +81,40 @@ pub enum Readiness {
 
 /// One replica on this broker.
 #[derive(Clone, Debug)]
-pub struct PartitionState {
+pub(crate) struct PartitionState {
     /// The topic's name.
-    pub topic: Arc<str>,
+    pub(crate) topic: Arc<str>,
     /// The partition's number within the topic.
-    pub partition: i32,
+    pub(crate) partition: i32,
     /// Whether this broker leads it.
-    pub is_leader: bool,
+    pub(crate) is_leader: bool,
     /// Whether its log can't be read or written.
-    pub is_offline: bool,
+    pub(crate) is_offline: bool,
     /// Whether this broker leads it and some replica is not in sync.
-    pub is_under_replicated: bool,
+    pub(crate) is_under_replicated: bool,
     /// Whether this broker leads it and fewer than `min.insync.replicas` are in sync.
-    pub is_under_min_isr: bool,
+    pub(crate) is_under_min_isr: bool,
     /// The first offset.
-    pub log_start_offset: i64,
+    pub(crate) log_start_offset: i64,
     /// The offset that the next record gets.
-    pub log_end_offset: i64,
+    pub(crate) log_end_offset: i64,
     /// The size of its segments.
-    pub size_bytes: u64,
+    pub(crate) size_bytes: u64,
     /// How many segments it has.
-    pub segments: usize,
+    pub(crate) segments: usize,
 }
 
 /// The cluster as its controller sees it.
 #[derive(Clone, Debug, Default)]
-pub struct ClusterState {
+pub(crate) struct ClusterState {
     /// Topics in all.
-    pub topics: usize,
+    pub(crate) topics: usize,
     /// Partitions in all.
-    pub partitions: usize,
+    pub(crate) partitions: usize,
     /// Partitions without a leader.
-    pub offline_partitions: usize,
+    pub(crate) offline_partitions: usize,
     /// Brokers that are registered.
-    pub brokers: usize,
+    pub(crate) brokers: usize,
 }
 
 /// A metric and where its value is found.
@@ -283,7 +283,7 @@ const QUANTILES: [(f64, &str); 6] = [
 impl Metrics {
     /// Metrics of a broker that serves `apis`, by key and name. A request of another API is
     /// not counted.
-    pub fn new(apis: impl IntoIterator<Item = (i16, &'static str)>) -> Arc<Self> {
+    pub(crate) fn new(apis: impl IntoIterator<Item = (i16, &'static str)>) -> Arc<Self> {
         let now = Instant::now();
         let mut apis: Box<[ApiMetrics]> = apis
             .into_iter()
@@ -307,7 +307,7 @@ impl Metrics {
     }
 
     /// A request was answered: `took` since it arrived, with an answer of that size.
-    pub fn request_answered(&self, key: i16, version: i16, took: Duration, answer_bytes: usize) {
+    pub(crate) fn request_answered(&self, key: i16, version: i16, took: Duration, answer_bytes: usize) {
         let Some(api) = self.api(key) else { return };
         let version = usize::try_from(version).unwrap_or(0).min(VERSIONS - 1);
         api.requests[version].fetch_add(1, Relaxed);
@@ -316,49 +316,49 @@ impl Metrics {
     }
 
     /// An answer says that something in the request failed.
-    pub fn request_failed(&self, key: i16, error: ErrorCode) {
+    pub(crate) fn request_failed(&self, key: i16, error: ErrorCode) {
         let Some(api) = self.api(key) else { return };
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
         *errors.entry((api.name, error.name())).or_default() += 1;
     }
 
     /// A frame could not be read as a request, and its connection was ended.
-    pub fn request_malformed(&self) {
+    pub(crate) fn request_malformed(&self) {
         add(&self.broker.malformed_requests, 1);
     }
 
     /// A client connected.
-    pub fn connection_opened(&self) {
+    pub(crate) fn connection_opened(&self) {
         add(&self.broker.connections_opened, 1);
     }
 
     /// A client's connection ended.
-    pub fn connection_closed(&self) {
+    pub(crate) fn connection_closed(&self) {
         add(&self.broker.connections_closed, 1);
     }
 
     /// A client was turned away because of a limit.
-    pub fn connection_refused(&self) {
+    pub(crate) fn connection_refused(&self) {
         add(&self.broker.connections_refused, 1);
     }
 
     /// A producer asked for an append to a partition of `topic`, which exists.
-    pub fn produce_requested(&self, topic: &str) {
+    pub(crate) fn produce_requested(&self, topic: &str) {
         self.count(topic, |counters| &counters.produces, 1);
     }
 
     /// An append failed.
-    pub fn produce_failed(&self, topic: &str) {
+    pub(crate) fn produce_failed(&self, topic: &str) {
         self.count(topic, |counters| &counters.failed_produces, 1);
     }
 
     /// A batch was refused for its form.
-    pub fn produce_rejected(&self, topic: &str) {
+    pub(crate) fn produce_rejected(&self, topic: &str) {
         self.count(topic, |counters| &counters.rejected_batches, 1);
     }
 
     /// Records were appended.
-    pub fn records_in(&self, topic: &str, records: i32, bytes: usize) {
+    pub(crate) fn records_in(&self, topic: &str, records: i32, bytes: usize) {
         let counters = self.topic(topic);
         for counters in [&self.all_topics, &counters] {
             add(&counters.messages_in, u64::try_from(records).unwrap_or(0));
@@ -367,22 +367,22 @@ impl Metrics {
     }
 
     /// A consumer asked to read a partition of `topic`, which exists.
-    pub fn fetch_requested(&self, topic: &str) {
+    pub(crate) fn fetch_requested(&self, topic: &str) {
         self.count(topic, |counters| &counters.fetches, 1);
     }
 
     /// A read failed.
-    pub fn fetch_failed(&self, topic: &str) {
+    pub(crate) fn fetch_failed(&self, topic: &str) {
         self.count(topic, |counters| &counters.failed_fetches, 1);
     }
 
     /// Records were read.
-    pub fn bytes_out(&self, topic: &str, bytes: usize) {
+    pub(crate) fn bytes_out(&self, topic: &str, bytes: usize) {
         self.count(topic, |counters| &counters.bytes_out, bytes as u64);
     }
 
     /// A topic is gone, and with it its own counters.
-    pub fn topic_deleted(&self, topic: &str) {
+    pub(crate) fn topic_deleted(&self, topic: &str) {
         self.topics
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -390,12 +390,12 @@ impl Metrics {
     }
 
     /// A log was forced to disk.
-    pub fn log_flushed(&self, took: Duration) {
+    pub(crate) fn log_flushed(&self, took: Duration) {
         self.flushes.record(took);
     }
 
     /// Everything in Prometheus' text format, with what is true at `now`.
-    pub fn render(&self, state: &Gathered, now: Instant) -> String {
+    pub(crate) fn render(&self, state: &Gathered, now: Instant) -> String {
         let mut page = Page::default();
         self.render_topics(&mut page);
         self.render_requests(&mut page, now);

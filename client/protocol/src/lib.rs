@@ -12,3 +12,16 @@ pub mod record;
 
 pub use kafka_wire as messages;
 pub use kafka_wire_core as codec;
+
+/// Builds a message with these fields and the protocol's defaults for all others. The
+/// messages are `#[non_exhaustive]`, so a struct expression would not do.
+#[macro_export]
+macro_rules! message {
+    (@field $message:ident, $field:ident) => { $message.$field = $field; };
+    (@field $message:ident, $field:ident, $value:expr) => { $message.$field = $value; };
+    ($type:path { $($field:ident $(: $value:expr)?),* $(,)? }) => {{
+        let mut message = <$type>::default();
+        $($crate::message!(@field message, $field $(, $value)?);)*
+        message
+    }};
+}

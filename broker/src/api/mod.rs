@@ -1,0 +1,367 @@
+//! The Kafka APIs: one file each, and the only table that says which are served, in
+//! which versions, and how each is started.
+//!
+//! A handler translates the request, makes one call, and translates the answer. What
+//! it may need stands in its [`Context`].
+
+mod alter_configs;
+mod api_versions;
+mod authorized_operations;
+mod config_resource;
+mod create_partitions;
+mod create_topics;
+mod delete_records;
+mod delete_topics;
+mod describe_cluster;
+mod describe_configs;
+mod describe_log_dirs;
+mod describe_topic_partitions;
+mod fetch;
+mod find_coordinator;
+mod group;
+mod init_producer_id;
+mod list_config_resources;
+mod list_offsets;
+mod metadata;
+mod offset_commit;
+mod offset_fetch;
+mod offset_for_leader_epoch;
+mod produce;
+
+pub(crate) use fetch::FetchSessions;
+
+use crate::{net::answer::Answer, node::Node};
+use bytes::Bytes;
+use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
+use yuxi_protocol::{
+    codec::{EncodeError, StrBytes},
+    frame::{self, FrameError, RequestHead},
+    messages::{self, KafkaRequest, KafkaResponse, RequestResponsePair},
+};
+
+/// Why a request gets no answer but the end of its connection, as Kafka has it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unanswerable {
+    #[error("API key {0} is not served")]
+    UnknownApi(i16),
+    #[error("{api} version {version} is not served, only {min} to {max}")]
+    UnknownVersion {
+        api: &'static str,
+        version: i16,
+        min: i16,
+        max: i16,
+    },
+    #[error("a malformed {api} request: {error}")]
+    Malformed {
+        api: &'static str,
+        error: FrameError,
+    },
+    #[error("the {api} answer cannot be encoded: {error}")]
+    Unencodable {
+        api: &'static str,
+        error: EncodeError,
+    },
+    #[error("the answer is larger than a frame can be")]
+    AnswerTooLarge,
+    #[error("acks=0 cannot be answered, and the produce failed: {0}")]
+    FailedWithoutAcks(String),
+}
+
+/// The answer to one request, or why there is none.
+pub(crate) type Outcome = Result<Answer, Unanswerable>;
+
+/// A request that was started.
+pub(crate) enum Started {
+    /// Done. An empty answer sends nothing.
+    Ready(Outcome),
+    /// Its effects are begun; the answer comes later.
+    Pending(Pin<Box<dyn Future<Output = Outcome> + Send>>),
+}
+
+/// When a request of a connection may start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// At once, while others before it still wait for their answers.
+    Pipelined,
+    /// When all before it are answered, and before any after it. For requests whose
+    /// callers rely on that, as with Kafka's one request at a time.
+    InTurn,
+}
+
+/// One served API.
+pub(crate) struct Api {
+    pub(crate) key: i16,
+    pub(crate) name: &'static str,
+    pub(crate) min: i16,
+    pub(crate) max: i16,
+    pub(crate) order: Order,
+    pub(crate) start: fn(Request) -> Started,
+}
+
+/// Everything served, by API key.
+pub(crate) static APIS: &[Api] = &[
+    Api {
+        // Advertised from version 0, although 0 to 2 are refused: old librdkafka
+        // otherwise stops compressing (KAFKA-18659).
+        min: 0,
+        ..api::<messages::ProduceRequest>("Produce", 13, Order::Pipelined, produce::start)
+    },
+    api::<messages::FetchRequest>("Fetch", 18, Order::Pipelined, fetch::start),
+    api::<messages::ListOffsetsRequest>("ListOffsets", 11, Order::InTurn, |request| {
+        later(request, list_offsets::handle)
+    }),
+    api::<messages::MetadataRequest>("Metadata", 13, Order::InTurn, |request| {
+        later(request, metadata::handle)
+    }),
+    api::<messages::OffsetCommitRequest>("OffsetCommit", 10, Order::InTurn, |request| {
+        later(request, offset_commit::handle)
+    }),
+    api::<messages::OffsetFetchRequest>("OffsetFetch", 10, Order::InTurn, |request| {
+        later(request, offset_fetch::handle)
+    }),
+    api::<messages::FindCoordinatorRequest>("FindCoordinator", 6, Order::InTurn, |request| {
+        later(request, find_coordinator::handle)
+    }),
+    api::<messages::JoinGroupRequest>("JoinGroup", 9, Order::InTurn, |request| {
+        later(request, group::join)
+    }),
+    api::<messages::HeartbeatRequest>("Heartbeat", 4, Order::InTurn, |request| {
+        later(request, group::heartbeat)
+    }),
+    api::<messages::LeaveGroupRequest>("LeaveGroup", 5, Order::InTurn, |request| {
+        later(request, group::leave)
+    }),
+    api::<messages::SyncGroupRequest>("SyncGroup", 5, Order::InTurn, |request| {
+        later(request, group::sync)
+    }),
+    api::<messages::DescribeGroupsRequest>("DescribeGroups", 6, Order::InTurn, |request| {
+        later(request, group::describe)
+    }),
+    api::<messages::ListGroupsRequest>("ListGroups", 5, Order::InTurn, |request| {
+        later(request, group::list)
+    }),
+    api::<messages::ApiVersionsRequest>("ApiVersions", 5, Order::Pipelined, api_versions::start),
+    api::<messages::CreateTopicsRequest>("CreateTopics", 7, Order::InTurn, |request| {
+        later(request, create_topics::handle)
+    }),
+    api::<messages::DeleteTopicsRequest>("DeleteTopics", 6, Order::InTurn, |request| {
+        later(request, delete_topics::handle)
+    }),
+    api::<messages::DeleteRecordsRequest>("DeleteRecords", 2, Order::InTurn, |request| {
+        at_once(request, delete_records::handle)
+    }),
+    api::<messages::InitProducerIdRequest>("InitProducerId", 5, Order::InTurn, |request| {
+        later(request, init_producer_id::handle)
+    }),
+    api::<messages::OffsetForLeaderEpochRequest>(
+        "OffsetForLeaderEpoch",
+        4,
+        Order::InTurn,
+        |request| at_once(request, offset_for_leader_epoch::handle),
+    ),
+    api::<messages::DescribeConfigsRequest>("DescribeConfigs", 4, Order::InTurn, |request| {
+        at_once(request, describe_configs::handle)
+    }),
+    api::<messages::AlterConfigsRequest>("AlterConfigs", 2, Order::InTurn, |request| {
+        later(request, alter_configs::handle_full)
+    }),
+    api::<messages::DescribeLogDirsRequest>("DescribeLogDirs", 5, Order::InTurn, |request| {
+        at_once(request, describe_log_dirs::handle)
+    }),
+    api::<messages::CreatePartitionsRequest>("CreatePartitions", 3, Order::InTurn, |request| {
+        later(request, create_partitions::handle)
+    }),
+    api::<messages::DeleteGroupsRequest>("DeleteGroups", 2, Order::InTurn, |request| {
+        later(request, group::delete)
+    }),
+    api::<messages::IncrementalAlterConfigsRequest>(
+        "IncrementalAlterConfigs",
+        1,
+        Order::InTurn,
+        |request| later(request, alter_configs::handle_incremental),
+    ),
+    api::<messages::OffsetDeleteRequest>("OffsetDelete", 0, Order::InTurn, |request| {
+        later(request, group::delete_offsets)
+    }),
+    api::<messages::DescribeClusterRequest>("DescribeCluster", 2, Order::InTurn, |request| {
+        at_once(request, describe_cluster::handle)
+    }),
+    api::<messages::ListConfigResourcesRequest>(
+        "ListConfigResources",
+        1,
+        Order::InTurn,
+        |request| at_once(request, list_config_resources::handle),
+    ),
+    api::<messages::DescribeTopicPartitionsRequest>(
+        "DescribeTopicPartitions",
+        0,
+        Order::InTurn,
+        |request| at_once(request, describe_topic_partitions::handle),
+    ),
+];
+
+const fn api<R: KafkaRequest>(
+    name: &'static str,
+    max: i16,
+    order: Order,
+    start: fn(Request) -> Started,
+) -> Api {
+    let known = R::SUPPORTED_VERSIONS;
+    assert!(
+        max <= known.max().value(),
+        "a version that cannot be encoded"
+    );
+    Api {
+        key: R::API_KEY.value(),
+        name,
+        min: known.min().value(),
+        max,
+        order,
+        start,
+    }
+}
+
+/// The API that a request names, if it is served in that version.
+pub(crate) fn find(head: &RequestHead) -> Result<&'static Api, Unanswerable> {
+    let api = APIS
+        .binary_search_by_key(&head.api_key, |api| api.key)
+        .map(|at| &APIS[at])
+        .map_err(|_| Unanswerable::UnknownApi(head.api_key))?;
+    let served = (api.min..=api.max).contains(&head.api_version);
+    // An ApiVersions request of any version is answered, with error 35 if need be, so
+    // that the client learns which versions there are (KIP-511).
+    if served || api.key == messages::ApiVersionsRequest::API_KEY.value() {
+        Ok(api)
+    } else {
+        Err(Unanswerable::UnknownVersion {
+            api: api.name,
+            version: head.api_version,
+            min: api.min,
+            max: api.max,
+        })
+    }
+}
+
+/// One request, head decoded, body not yet.
+pub(crate) struct Request {
+    pub(crate) head: RequestHead,
+    pub(crate) body: Bytes,
+    pub(crate) peer: SocketAddr,
+    pub(crate) node: Arc<Node>,
+}
+
+impl Request {
+    /// Decodes the body, which must end where the frame does.
+    pub(crate) fn decode<R: KafkaRequest>(&mut self) -> Result<R, Unanswerable> {
+        let limits = frame::request_limits(self.node.max_frame_bytes());
+        self.head
+            .decode_body(std::mem::take(&mut self.body), limits)
+            .map_err(|error| Unanswerable::Malformed {
+                api: R::NAME,
+                error,
+            })
+    }
+
+    fn into_context(self) -> Context {
+        Context {
+            version: self.head.api_version,
+            correlation_id: self.head.correlation_id,
+            client_id: self.head.client_id,
+            peer: self.peer,
+            node: self.node,
+        }
+    }
+}
+
+/// What a handler knows besides its typed request.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) node: Arc<Node>,
+    /// The request's API version: an answer may only fill fields that this version has.
+    pub(crate) version: i16,
+    pub(crate) correlation_id: i32,
+    pub(crate) client_id: Option<StrBytes>,
+    pub(crate) peer: SocketAddr,
+}
+
+impl Context {
+    /// Encodes the answer as a frame.
+    pub(crate) fn answer<R: KafkaResponse>(&self, response: &R) -> Outcome {
+        frame::encode_response(self.correlation_id, self.version, response)
+            .map(Answer::from)
+            .map_err(|error| Unanswerable::Unencodable {
+                api: R::NAME,
+                error,
+            })
+    }
+}
+
+/// Starts a request whose handler needs no waiting.
+fn at_once<R>(mut request: Request, handle: fn(&Context, R) -> R::Response) -> Started
+where
+    R: RequestResponsePair,
+{
+    Started::Ready(request.decode::<R>().and_then(|decoded| {
+        let context = request.into_context();
+        let response = handle(&context, decoded);
+        context.answer(&response)
+    }))
+}
+
+/// Starts a request whose handler waits: nothing of it runs before it is first in its
+/// connection's queue.
+fn later<R, H, F>(mut request: Request, handle: H) -> Started
+where
+    R: RequestResponsePair + Send + 'static,
+    R::Response: Send,
+    H: FnOnce(Context, R) -> F + Send + 'static,
+    F: Future<Output = R::Response> + Send,
+{
+    match request.decode::<R>() {
+        Err(error) => Started::Ready(Err(error)),
+        Ok(decoded) => Started::Pending(Box::pin(async move {
+            let context = request.into_context();
+            let response = handle(context.clone(), decoded).await;
+            context.answer(&response)
+        })),
+    }
+}
+
+/// One request's way through the broker, for the metrics.
+pub(crate) struct Timing {
+    node: Arc<Node>,
+    api_key: i16,
+    api_version: i16,
+    started: Instant,
+}
+
+impl Timing {
+    pub(crate) fn start(node: &Arc<Node>, head: &RequestHead) -> Self {
+        Self {
+            node: Arc::clone(node),
+            api_key: head.api_key,
+            api_version: head.api_version,
+            started: Instant::now(),
+        }
+    }
+
+    /// The answer is complete and goes to the socket.
+    pub(crate) fn done(self, answer_bytes: usize) {
+        self.node.metrics.request_answered(
+            self.api_key,
+            self.api_version,
+            self.started.elapsed(),
+            answer_bytes,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_by_key_so_that_it_can_be_searched() {
+        assert!(APIS.is_sorted_by(|a, b| a.key < b.key));
+    }
+}

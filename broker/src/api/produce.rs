@@ -1,0 +1,259 @@
+//! Produce (key 0): appends one record batch to each named partition.
+//!
+//! All appends are done when `start` returns, so the next request of the connection
+//! finds them; only the acknowledgement may come later.
+
+use super::{Context, Request, Started, Unanswerable};
+use crate::{
+    node::Lookup,
+    partition::{
+        Ack, Appended, Partition, RequiredAcks,
+        admission::{self, Admitted},
+    },
+    time,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::oneshot, time::Instant};
+use yuxi_protocol::{
+    codec::StrBytes,
+    error_code::ErrorCode,
+    ids::TopicId,
+    message,
+    messages::{
+        ProduceRequest, ProduceResponse,
+        produce_request::{PartitionProduceData, TopicProduceData},
+        produce_response::{PartitionProduceResponse, TopicProduceResponse},
+    },
+};
+
+/// Answers name a reason from this version on.
+const ERROR_MESSAGE_FROM: i16 = 8;
+
+/// An append that is not acknowledged yet: where its answer stands in the response.
+struct Unacknowledged {
+    topic: usize,
+    partition: usize,
+    ack: oneshot::Receiver<Result<(), ErrorCode>>,
+}
+
+/// A partition's error and the reason in words.
+struct Failure {
+    code: ErrorCode,
+    reason: String,
+}
+
+impl Failure {
+    fn new(code: ErrorCode, reason: impl ToString) -> Self {
+        Self {
+            code,
+            reason: reason.to_string(),
+        }
+    }
+}
+
+pub(super) fn start(mut request: Request) -> Started {
+    let produce: ProduceRequest = match request.decode() {
+        Ok(produce) => produce,
+        Err(error) => return Started::Ready(Err(error)),
+    };
+    let context = request.into_context();
+    let acks = match produce.acks {
+        0 | 1 => Some(RequiredAcks::Leader),
+        -1 => Some(RequiredAcks::All),
+        _ => None,
+    };
+    let now_ms = time::now_ms();
+    let mut unacknowledged = Vec::new();
+    let mut responses = Vec::with_capacity(produce.topic_data.len());
+    for (topic_at, topic) in produce.topic_data.into_iter().enumerate() {
+        let mut partitions = Vec::with_capacity(topic.partition_data.len());
+        for (partition_at, data) in topic.partition_data.iter().enumerate() {
+            let appended = match acks {
+                Some(acks) => append(&context, &topic, data, acks, now_ms),
+                None => Err(Failure::new(
+                    ErrorCode::InvalidRequiredAcks,
+                    format_args!("acks={} is none of 0, 1 and -1", produce.acks),
+                )),
+            };
+            partitions.push(match appended {
+                Ok((admitted, appended)) => {
+                    let answer = success(&context, data.index, &admitted, &appended);
+                    if let Ack::Later(ack) = appended.ack {
+                        unacknowledged.push(Unacknowledged {
+                            topic: topic_at,
+                            partition: partition_at,
+                            ack,
+                        });
+                    }
+                    answer
+                }
+                Err(failure) => refusal(&context, data.index, failure),
+            });
+        }
+        responses.push(message!(TopicProduceResponse {
+            name: topic.name,
+            topic_id: topic.topic_id,
+            partition_responses: partitions,
+        }));
+    }
+    let response = message!(ProduceResponse { responses });
+    if produce.acks == 0 {
+        return Started::Ready(without_acks(&response));
+    }
+    if unacknowledged.is_empty() {
+        return Started::Ready(context.answer(&response));
+    }
+    let deadline = Instant::now() + Duration::from_millis(produce.timeout_ms.max(0) as u64);
+    Started::Pending(Box::pin(async move {
+        let response = acknowledged(response, unacknowledged, deadline).await;
+        context.answer(&response)
+    }))
+}
+
+/// Checks and appends one partition's batch.
+fn append(
+    context: &Context,
+    topic: &TopicProduceData,
+    data: &PartitionProduceData,
+    acks: RequiredAcks,
+    now_ms: i64,
+) -> Result<(Admitted, Appended), Failure> {
+    let node = &context.node;
+    let partition = find(context, topic, data.index)?;
+    let Some(records) = &data.records else {
+        return Err(Failure::new(
+            ErrorCode::InvalidRecord,
+            "the partition's records are null",
+        ));
+    };
+    let topic_name = &partition.id().topic;
+    node.metrics.produce_requested(topic_name);
+    if partition.is_internal() {
+        return Err(Failure::new(
+            ErrorCode::InvalidTopic,
+            "the topic is written by brokers only",
+        ));
+    }
+    let settings = partition.settings();
+    let admitted = admission::admit(records, &settings, now_ms).map_err(|refused| {
+        node.metrics.produce_rejected(topic_name);
+        Failure::new(refused.code(), refused)
+    })?;
+    let appended = partition.append(&admitted, acks, now_ms).map_err(|error| {
+        node.metrics.produce_failed(topic_name);
+        Failure::new(error.code(), error)
+    })?;
+    node.metrics
+        .records_in(topic_name, admitted.record_count(), admitted.bytes().len());
+    if appended.start_flush {
+        node.start_flush(&partition);
+    }
+    Ok((admitted, appended))
+}
+
+fn find(
+    context: &Context,
+    topic: &TopicProduceData,
+    index: i32,
+) -> Result<Arc<Partition>, Failure> {
+    let by_id = context.version >= 13;
+    let found = if by_id {
+        context
+            .node
+            .replicas
+            .find_by_id(TopicId::from(topic.topic_id), index)
+    } else {
+        context.node.replicas.find(&topic.name, index)
+    };
+    match found {
+        Lookup::Here(partition) => Ok(partition),
+        Lookup::Elsewhere => Err(Failure::new(
+            ErrorCode::NotLeaderOrFollower,
+            "the partition is not on this broker",
+        )),
+        Lookup::Unknown if by_id => Err(Failure::new(
+            ErrorCode::UnknownTopicId,
+            "there is no topic with this id",
+        )),
+        Lookup::Unknown => Err(Failure::new(
+            ErrorCode::UnknownTopicOrPartition,
+            "there is no such topic or partition",
+        )),
+    }
+}
+
+fn success(
+    context: &Context,
+    index: i32,
+    admitted: &Admitted,
+    appended: &Appended,
+) -> PartitionProduceResponse {
+    message!(PartitionProduceResponse {
+        index,
+        base_offset: appended.base_offset.value(),
+        log_append_time_ms: admitted.log_append_time_ms().unwrap_or(-1),
+        log_start_offset: if context.version >= 5 {
+            appended.log_start_offset.value()
+        } else {
+            -1
+        },
+    })
+}
+
+fn refusal(context: &Context, index: i32, failure: Failure) -> PartitionProduceResponse {
+    tracing::debug!(
+        partition = index,
+        client_id = context.client_id.as_ref().map(StrBytes::as_str),
+        error = ?failure.code,
+        reason = failure.reason,
+        "a produce was refused"
+    );
+    message!(PartitionProduceResponse {
+        index,
+        error_code: failure.code.code(),
+        base_offset: -1,
+        log_append_time_ms: -1,
+        error_message: (context.version >= ERROR_MESSAGE_FROM)
+            .then(|| StrBytes::from(failure.reason)),
+    })
+}
+
+/// A producer that wants no answer learns of an error by the end of its connection, as
+/// with Kafka.
+fn without_acks(response: &ProduceResponse) -> super::Outcome {
+    let failed = response
+        .responses
+        .iter()
+        .flat_map(|topic| topic.partition_responses.iter().map(move |p| (topic, p)))
+        .find(|(_, partition)| partition.error_code != 0);
+    match failed {
+        None => Ok(crate::net::answer::Answer::default()),
+        Some((topic, partition)) => Err(Unanswerable::FailedWithoutAcks(format!(
+            "{}-{}: {:?}",
+            topic.name.as_str(),
+            partition.index,
+            ErrorCode::from_code(partition.error_code)
+        ))),
+    }
+}
+
+/// Waits until all is acknowledged or the request's time is over.
+async fn acknowledged(
+    mut response: ProduceResponse,
+    unacknowledged: Vec<Unacknowledged>,
+    deadline: Instant,
+) -> ProduceResponse {
+    for waiting in unacknowledged {
+        let error = match tokio::time::timeout_at(deadline, waiting.ack).await {
+            Ok(Ok(Ok(()))) => continue,
+            Ok(Ok(Err(error))) => error,
+            // The partition is gone from this broker.
+            Ok(Err(_)) => ErrorCode::NotLeaderOrFollower,
+            Err(_) => ErrorCode::RequestTimedOut,
+        };
+        let answer = &mut response.responses[waiting.topic].partition_responses[waiting.partition];
+        answer.error_code = error.code();
+        answer.base_offset = -1;
+    }
+    response
+}

@@ -1,0 +1,83 @@
+//! What the admin listener tells of the broker at one moment.
+
+use crate::{
+    metrics::{ClusterState, Gathered, PartitionState, Readiness},
+    node::Node,
+    partition::{Partition, Status},
+};
+use std::sync::Arc;
+use yuxi_controller::image::ClusterImage;
+use yuxi_protocol::ids::BrokerId;
+
+/// Looks at every partition, one lock at a time.
+pub(crate) fn gather(node: &Node) -> Gathered {
+    let image = node.image();
+    Gathered {
+        readiness: node.readiness(),
+        partitions: node
+            .replicas
+            .all()
+            .iter()
+            .map(|partition| describe(partition, &image))
+            .collect(),
+        controls: image
+            .controller()
+            .filter(|controller| controller.node_id == node.broker_id)
+            .map(|_| cluster(&image)),
+        groups: node.groups.count(),
+        fetch_sessions: node.fetch_sessions.len(),
+    }
+}
+
+fn describe(partition: &Partition, image: &ClusterImage) -> PartitionState {
+    let id = partition.id();
+    let Status {
+        is_leader,
+        is_offline,
+        in_sync,
+        min_in_sync,
+        offsets,
+        size_bytes,
+        segments,
+    } = partition.status();
+    let replicas = image
+        .partition(&id.topic, id.partition)
+        .map_or(0, |state| state.replicas.len());
+    PartitionState {
+        topic: Arc::clone(&id.topic),
+        partition: id.partition.value(),
+        is_leader,
+        is_offline,
+        is_under_replicated: is_leader && in_sync < replicas,
+        is_under_min_isr: is_leader && in_sync < min_in_sync,
+        log_start_offset: offsets.log_start.value(),
+        log_end_offset: offsets.log_end.value(),
+        size_bytes,
+        segments,
+    }
+}
+
+fn cluster(image: &ClusterImage) -> ClusterState {
+    let partitions = || image.topics().flat_map(|topic| topic.partitions());
+    ClusterState {
+        topics: image.topic_count(),
+        partitions: partitions().count(),
+        offline_partitions: partitions()
+            .filter(|(_, state)| state.leader == BrokerId::NONE)
+            .count(),
+        brokers: image.brokers().count(),
+    }
+}
+
+/// How far the broker is, in the order in which one state takes precedence.
+impl Node {
+    pub(crate) fn readiness(&self) -> Readiness {
+        if let Some(why) = self.failure() {
+            return Readiness::Failed(why);
+        }
+        if self.is_stopping() {
+            return Readiness::Stopping;
+        }
+        Readiness::Ready
+    }
+}

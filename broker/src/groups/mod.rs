@@ -1,0 +1,440 @@
+//! The runtime around the pure group coordinator: it gives each shard the clock, its
+//! partition of `__consumer_offsets` to write to, and the clients to answer.
+//!
+//! A shard lives behind one lock from the moment this broker leads its partition until
+//! it no longer does. Under that lock a request is handled, its records are appended
+//! and the shard is told so; so the order of the log is the order of the shard's
+//! decisions. An answer leaves only when every record that it rests on is below the
+//! high watermark.
+
+mod loading;
+
+use crate::{
+    internal_topics::CONSUMER_OFFSETS,
+    node::{Lookup, Node},
+    partition::{Ack, Partition, PartitionError, RequiredAcks, admission::Admitted},
+    time,
+};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::{Notify, oneshot};
+use yuxi_controller::{
+    image::{ClusterImage, TopicChange},
+    settings::ServerSettings,
+};
+use yuxi_coordinator::groups::{
+    CoordinatorRecord, Effects, GroupConfig, GroupRequest, GroupResponse, GroupShard, Reply,
+    RequestContext, Ticket,
+};
+use yuxi_protocol::{
+    codec::StrBytes,
+    error_code::ErrorCode,
+    ids::{LeaderEpoch, Offset, PartitionId},
+    record::{RecordBatchBuilder, builder::BuildError},
+};
+
+/// The group coordinators of this broker, one for each partition of
+/// `__consumer_offsets` that it leads.
+pub(crate) struct Groups {
+    config: GroupConfig,
+    shards: RwLock<HashMap<i32, Arc<Shard>>>,
+    next_ticket: AtomicU64,
+    /// A shard has an earlier deadline than the timer knew.
+    timer: Notify,
+}
+
+struct Shard {
+    partition: Arc<Partition>,
+    epoch: LeaderEpoch,
+    state: Mutex<State>,
+}
+
+struct State {
+    phase: Phase,
+    /// Who waits for which answer.
+    waiting: HashMap<Ticket, oneshot::Sender<GroupResponse>>,
+    /// The end of the last append: what every answer rests on.
+    written_end: Offset,
+}
+
+enum Phase {
+    Loading,
+    Serving(Box<GroupShard>),
+    /// The log could not be read, or this broker leads it no more.
+    Closed,
+}
+
+impl Groups {
+    pub(crate) fn new(settings: &ServerSettings) -> Self {
+        Self {
+            config: config(settings),
+            shards: RwLock::default(),
+            next_ticket: AtomicU64::new(0),
+            timer: Notify::new(),
+        }
+    }
+
+    /// Answers `request`, in parts by the shards it concerns.
+    pub(crate) async fn handle(
+        &self,
+        node: &Node,
+        request: GroupRequest,
+        context: &RequestContext,
+    ) -> GroupResponse {
+        let image = node.image();
+        let Some(topic) = image.topic(CONSUMER_OFFSETS) else {
+            return self.without_topic(request, context);
+        };
+        let partitions = i32::try_from(topic.partition_count()).unwrap_or(i32::MAX);
+        let started: Vec<_> = request
+            .split(partitions)
+            .into_iter()
+            .map(|(partition, part)| self.start(partition, part, context))
+            .collect();
+        let mut merged: Option<GroupResponse> = None;
+        for part in started {
+            let answer = match part {
+                Part::Answered(answer) => answer,
+                Part::Waiting(receiver, refused) => receiver.await.unwrap_or(refused),
+            };
+            merged = Some(match merged {
+                None => answer,
+                Some(merged) => merged.merge(answer),
+            });
+        }
+        merged.expect("a request is split into at least one part")
+    }
+
+    /// Nobody ever asked for a coordinator, so there are no groups; listing them is
+    /// no error.
+    fn without_topic(&self, request: GroupRequest, context: &RequestContext) -> GroupResponse {
+        match request {
+            GroupRequest::ListGroups(_) => GroupResponse::ListGroups(Default::default()),
+            other => other.refused(context.api_version, ErrorCode::CoordinatorNotAvailable),
+        }
+    }
+
+    fn start(&self, partition: i32, request: GroupRequest, context: &RequestContext) -> Part {
+        let version = context.api_version;
+        let Some(shard) = self.shard(partition) else {
+            // Listing tells what is here, and another broker tells the rest.
+            if matches!(request, GroupRequest::ListGroups(_)) {
+                return Part::Answered(GroupResponse::ListGroups(Default::default()));
+            }
+            return Part::Answered(request.refused(version, ErrorCode::NotCoordinator));
+        };
+        let now_ms = time::now_ms();
+        let mut state = shard.state();
+        let state = &mut *state;
+        let group = match &mut state.phase {
+            Phase::Serving(group) => group,
+            Phase::Loading => {
+                return Part::Answered(
+                    request.refused(version, ErrorCode::CoordinatorLoadInProgress),
+                );
+            }
+            Phase::Closed => {
+                return Part::Answered(request.refused(version, ErrorCode::NotCoordinator));
+            }
+        };
+        let refused = request.refused(version, ErrorCode::NotCoordinator);
+        let ticket = Ticket(self.next_ticket.fetch_add(1, Ordering::Relaxed));
+        let (sender, receiver) = oneshot::channel();
+        state.waiting.insert(ticket, sender);
+        let effects = group.handle(context, request, ticket, now_ms);
+        shard.carry_out(state, effects, now_ms);
+        self.timer.notify_one();
+        Part::Waiting(receiver, refused)
+    }
+
+    fn shard(&self, partition: i32) -> Option<Arc<Shard>> {
+        self.shards
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&partition)
+            .cloned()
+    }
+
+    /// Takes on the partitions of `__consumer_offsets` that this broker has come to lead
+    /// and lets go of others; tells the shards of topics that are gone.
+    pub(crate) fn follow(&self, node: &Arc<Node>, old: &ClusterImage, new: &ClusterImage) {
+        let count = new
+            .topic(CONSUMER_OFFSETS)
+            .map_or(0, |topic| topic.partition_count());
+        let mut leads = HashMap::new();
+        for number in 0..i32::try_from(count).unwrap_or(i32::MAX) {
+            let state = new.partition(CONSUMER_OFFSETS, PartitionId::new(number));
+            if let Some(state) = state.filter(|state| state.leader == node.broker_id)
+                && let Lookup::Here(partition) = node.replicas.find(CONSUMER_OFFSETS, number)
+            {
+                leads.insert(number, (partition, state.leader_epoch));
+            }
+        }
+        let mut begun = Vec::new();
+        {
+            let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
+            shards.retain(|number, shard| {
+                let stays = leads
+                    .get(number)
+                    .is_some_and(|(_, epoch)| *epoch == shard.epoch);
+                if !stays {
+                    shard.close();
+                }
+                stays
+            });
+            for (number, (partition, epoch)) in leads {
+                shards.entry(number).or_insert_with(|| {
+                    let shard = Shard::new(partition, epoch);
+                    begun.push(Arc::clone(&shard));
+                    shard
+                });
+            }
+        }
+        for shard in begun {
+            let node = Arc::clone(node);
+            tokio::runtime::Handle::current().spawn_blocking(move || {
+                node.groups.load(&shard);
+            });
+        }
+        self.forget_topics(old, new);
+    }
+
+    fn load(&self, shard: &Shard) {
+        let loaded = loading::load(&shard.partition, self.config.clone());
+        let mut state = shard.state();
+        if !matches!(state.phase, Phase::Loading) {
+            return;
+        }
+        match loaded {
+            Ok(loaded) => {
+                state.phase = Phase::Serving(Box::new(loaded.shard));
+                state.written_end = loaded.end;
+                self.timer.notify_one();
+            }
+            Err(error) => {
+                tracing::error!(partition = %shard.partition.id(), %error, "groups were not loaded");
+                state.phase = Phase::Closed;
+            }
+        }
+    }
+
+    /// Offsets of deleted topics are deleted.
+    fn forget_topics(&self, old: &ClusterImage, new: &ClusterImage) {
+        let deleted: BTreeSet<StrBytes> = new
+            .changes_since(old)
+            .topics
+            .iter()
+            .filter_map(|change| match change {
+                TopicChange::Deleted(topic) => Some(StrBytes::from(&*topic.name)),
+                TopicChange::Created(_) | TopicChange::Changed { .. } => None,
+            })
+            .collect();
+        if deleted.is_empty() {
+            return;
+        }
+        let now_ms = time::now_ms();
+        for shard in self.all() {
+            let mut state = shard.state();
+            let state = &mut *state;
+            if let Phase::Serving(group) = &mut state.phase {
+                let effects = group.topics_deleted(&deleted);
+                shard.carry_out(state, effects, now_ms);
+            }
+        }
+    }
+
+    /// How many groups are coordinated here.
+    pub(crate) fn count(&self) -> usize {
+        self.all()
+            .iter()
+            .map(|shard| match &shard.state().phase {
+                Phase::Serving(group) => group.counts().groups.values().sum(),
+                Phase::Loading | Phase::Closed => 0,
+            })
+            .sum()
+    }
+
+    fn all(&self) -> Vec<Arc<Shard>> {
+        self.shards
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    /// Lets time pass for the shards: session and rebalance time-outs, expired offsets.
+    /// Runs until aborted.
+    pub(crate) async fn keep_time(&self) {
+        loop {
+            let now_ms = time::now_ms();
+            let mut next: Option<i64> = None;
+            for shard in self.all() {
+                let mut state = shard.state();
+                let state = &mut *state;
+                let Phase::Serving(group) = &mut state.phase else {
+                    continue;
+                };
+                if group.next_deadline().is_some_and(|at| at <= now_ms) {
+                    let effects = group.tick(now_ms);
+                    shard.carry_out(state, effects, now_ms);
+                }
+                if let Phase::Serving(group) = &state.phase
+                    && let Some(at) = group.next_deadline()
+                {
+                    next = Some(next.map_or(at, |next| next.min(at)));
+                }
+            }
+            let changed = self.timer.notified();
+            match next {
+                None => changed.await,
+                Some(at) => {
+                    // At least a little, so that a deadline in the past cannot spin.
+                    let wait = u64::try_from(at.saturating_sub(now_ms)).unwrap_or(0).max(1);
+                    let _ = tokio::time::timeout(Duration::from_millis(wait), changed).await;
+                }
+            }
+        }
+    }
+}
+
+/// Why group state was not written.
+#[derive(Debug, thiserror::Error)]
+enum WriteError {
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Partition(#[from] PartitionError),
+}
+
+impl WriteError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            // More in one group than a batch can hold.
+            Self::Build(_) => ErrorCode::RecordListTooLarge,
+            Self::Partition(error) => error.code(),
+        }
+    }
+}
+
+enum Part {
+    Answered(GroupResponse),
+    /// The answer comes later; the second is the answer if it never does, because the
+    /// shard was closed meanwhile.
+    Waiting(oneshot::Receiver<GroupResponse>, GroupResponse),
+}
+
+impl Shard {
+    fn new(partition: Arc<Partition>, epoch: LeaderEpoch) -> Arc<Self> {
+        Arc::new(Self {
+            partition,
+            epoch,
+            state: Mutex::new(State {
+                phase: Phase::Loading,
+                waiting: HashMap::new(),
+                written_end: Offset::ZERO,
+            }),
+        })
+    }
+
+    /// A panic in a shard leaves it in an unknown state: whoever comes next panics too,
+    /// until the broker is restarted.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("a group shard's lock is poisoned")
+    }
+
+    /// Drops the state. Dropping the senders tells those who wait.
+    fn close(&self) {
+        let mut state = self.state();
+        state.phase = Phase::Closed;
+        state.waiting.clear();
+    }
+
+    /// Appends what the shard wants written, tells it how that went, and sends the
+    /// answers once that is committed.
+    fn carry_out(&self, state: &mut State, effects: Effects, now_ms: i64) {
+        let Phase::Serving(group) = &mut state.phase else {
+            return;
+        };
+        let mut effects = effects;
+        let mut replies = Vec::new();
+        // A failed write may have the shard write something else instead.
+        loop {
+            if effects.records.is_empty() {
+                replies.append(&mut effects.replies);
+                break;
+            }
+            match self.append(&effects.records, now_ms) {
+                Ok(end) => {
+                    state.written_end = end;
+                    replies.extend(group.written(effects, now_ms));
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        partition = %self.partition.id(), %error,
+                        "group state was not written"
+                    );
+                    effects = group.write_failed(effects, error.code(), now_ms);
+                }
+            }
+        }
+        if replies.is_empty() {
+            return;
+        }
+        let answers: Vec<_> = replies
+            .into_iter()
+            .filter_map(|(ticket, response): Reply| {
+                Some((state.waiting.remove(&ticket)?, response))
+            })
+            .collect();
+        match self.partition.committed(state.written_end) {
+            Ack::Now => send(answers),
+            Ack::Later(committed) => {
+                tokio::spawn(async move {
+                    // Without an answer the client asks again, perhaps another broker.
+                    if let Ok(Ok(())) = committed.await {
+                        send(answers);
+                    }
+                });
+            }
+        }
+    }
+
+    /// The offset after the appended records.
+    fn append(&self, records: &[CoordinatorRecord], now_ms: i64) -> Result<Offset, WriteError> {
+        let mut builder = RecordBatchBuilder::new();
+        for record in records {
+            builder.append(now_ms, Some(&record.key), record.value.as_deref(), &[])?;
+        }
+        let batch = Admitted::own(builder.build()?, records.len() as i32);
+        let appended = self.partition.append(&batch, RequiredAcks::All, now_ms)?;
+        Ok(appended.end_offset)
+    }
+}
+
+fn send(answers: Vec<(oneshot::Sender<GroupResponse>, GroupResponse)>) {
+    for (client, response) in answers {
+        // A client that went away needs no answer.
+        let _ = client.send(response);
+    }
+}
+
+fn config(settings: &ServerSettings) -> GroupConfig {
+    let size = |value: i32| usize::try_from(value).unwrap_or(usize::MAX);
+    GroupConfig {
+        min_session_timeout_ms: settings.group_min_session_timeout_ms,
+        max_session_timeout_ms: settings.group_max_session_timeout_ms,
+        initial_rebalance_delay_ms: settings.group_initial_rebalance_delay_ms,
+        max_size: size(settings.group_max_size),
+        offset_metadata_max_bytes: size(settings.offset_metadata_max_bytes),
+        offsets_retention_ms: i64::from(settings.offsets_retention_minutes) * 60_000,
+        offsets_retention_check_interval_ms: settings.offsets_retention_check_interval_ms,
+    }
+}

@@ -1,0 +1,326 @@
+//! One client connection: frames in, answers out in the order of the requests.
+//!
+//! The task owns the socket, the bytes read so far and the queue of requests that
+//! are started and not yet answered. Requests are pipelined: each is started as
+//! soon as it is read, without waiting for the answers before it, unless its API
+//! says that it must see the effects of those before it ([`Order::InTurn`]).
+
+use super::answer::Outbox;
+use crate::{
+    api::{self, Order, Request, Started, Timing},
+    node::Node,
+};
+use bytes::{Buf, Bytes, BytesMut};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{net::TcpStream, sync::watch, time::Instant};
+use yuxi_protocol::frame::{self, FrameError, RequestHead};
+
+/// Requests of one connection that may be started and unanswered. Clients send at
+/// most five produces without an answer; the rest is room for others.
+const MAX_UNANSWERED: usize = 128;
+
+/// The read buffer grows by at least this much at a time.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Of a frame's declared size this much is believed at once; beyond it the buffer
+/// only grows as bytes really arrive.
+const BELIEVED_BYTES: usize = 1024 * 1024;
+
+/// Frames below this size are copied out of the read buffer, so that a small request
+/// which waits long does not keep the whole buffer alive.
+const COPY_BELOW_BYTES: usize = 4 * 1024;
+
+/// What an idle time of -1 stands for.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// How long a stopping broker waits for the answers that are under way.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+/// Why a connection was closed by this side.
+#[derive(Debug, thiserror::Error)]
+enum Closing {
+    #[error("the client closed the connection")]
+    ByClient,
+    #[error("idle for longer than connections.max.idle.ms")]
+    Idle,
+    #[error("the broker is stopping")]
+    Stopping,
+    #[error("a frame declares {declared} bytes; socket.request.max.bytes allows {allowed}")]
+    FrameSize { declared: i32, allowed: usize },
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Request(#[from] api::Unanswerable),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Serves `stream` until either side closes it.
+pub(crate) async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    node: Arc<Node>,
+    stop: watch::Receiver<bool>,
+) {
+    let _ = stream.set_nodelay(true);
+    let mut connection = Connection {
+        max_frame_bytes: node.max_frame_bytes(),
+        max_unanswered_bytes: usize::try_from(node.settings.connection_in_flight_max_bytes)
+            .unwrap_or(usize::MAX),
+        max_idle: u64::try_from(node.settings.connections_max_idle_ms)
+            .map_or(FOR_EVER, Duration::from_millis),
+        stream,
+        peer,
+        node,
+        stop,
+        buffer: BytesMut::new(),
+        permit: None,
+        waiting: VecDeque::new(),
+        outbox: Outbox::default(),
+        last_active: Instant::now(),
+    };
+    match connection.run().await {
+        Closing::ByClient | Closing::Stopping => {}
+        Closing::Idle => tracing::debug!(%peer, "idle connection closed"),
+        Closing::Io(error) => tracing::debug!(%peer, %error, "connection lost"),
+        bad => {
+            connection.node.metrics.request_malformed();
+            tracing::warn!(%peer, reason = %bad, "connection closed");
+        }
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    peer: SocketAddr,
+    node: Arc<Node>,
+    stop: watch::Receiver<bool>,
+    max_frame_bytes: usize,
+    /// Bytes of requests that may be started and unanswered; one is always let in.
+    max_unanswered_bytes: usize,
+    max_idle: Duration,
+    /// Bytes read and not yet started.
+    buffer: BytesMut,
+    /// The byte budget's permit for the frame at the front of `buffer`.
+    permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    /// Started and unanswered, oldest first.
+    waiting: VecDeque<Unanswered>,
+    outbox: Outbox,
+    last_active: Instant,
+}
+
+struct Unanswered {
+    /// The request's size.
+    bytes: usize,
+    order: Order,
+    progress: Started,
+    timing: Timing,
+}
+
+impl Connection {
+    async fn run(&mut self) -> Closing {
+        loop {
+            if let Err(closing) = self.turn().await {
+                if matches!(closing, Closing::Stopping) {
+                    self.drain().await;
+                }
+                return closing;
+            }
+        }
+    }
+
+    /// Starts what was read, sends what is ready, then waits for more of either.
+    async fn turn(&mut self) -> Result<(), Closing> {
+        self.start_requests().await?;
+        self.send_answers().await?;
+        if self.waiting.is_empty() && self.buffer.is_empty() && self.buffer.capacity() > READ_BYTES
+        {
+            // A large frame is done with: an idle connection keeps no memory of it.
+            self.buffer = BytesMut::new();
+        }
+        let may_read = self.may_read();
+        let deadline = self.last_active + self.max_idle;
+        let readable = tokio::select! {
+            biased;
+            () = FirstAnswer(&mut self.waiting) => false,
+            readable = self.stream.readable(), if may_read => {
+                readable?;
+                true
+            }
+            _ = self.stop.wait_for(|&stopping| stopping) => return Err(Closing::Stopping),
+            () = tokio::time::sleep_until(deadline), if self.waiting.is_empty() => {
+                return Err(Closing::Idle);
+            }
+        };
+        if readable { self.read() } else { Ok(()) }
+    }
+
+    /// Bytes are read while another request may be started once they are here.
+    fn may_read(&self) -> bool {
+        let bytes: usize = self.waiting.iter().map(|request| request.bytes).sum();
+        self.waiting.len() < MAX_UNANSWERED
+            && (bytes < self.max_unanswered_bytes || self.waiting.is_empty())
+            && !matches!(self.waiting.back(), Some(last) if last.order == Order::InTurn)
+    }
+
+    fn read(&mut self) -> Result<(), Closing> {
+        let missing = match declared_size(&self.buffer) {
+            Some(declared) => (4 + declared as usize).saturating_sub(self.buffer.len()),
+            None => 0,
+        };
+        let believed = missing.min(BELIEVED_BYTES.max(self.buffer.len()));
+        self.buffer.reserve(believed.max(READ_BYTES));
+        match self.stream.try_read_buf(&mut self.buffer) {
+            Ok(0) => Err(Closing::ByClient),
+            Ok(_) => {
+                self.last_active = Instant::now();
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn start_requests(&mut self) -> Result<(), Closing> {
+        while self.may_read() {
+            let Some(declared) = declared_size(&self.buffer) else {
+                return Ok(());
+            };
+            let size = usize::try_from(declared).unwrap_or(usize::MAX);
+            if size > self.max_frame_bytes {
+                return Err(Closing::FrameSize {
+                    declared,
+                    allowed: self.max_frame_bytes,
+                });
+            }
+            if self.permit.is_none() {
+                // The answers that are ready go out first: whoever waits for them may be
+                // the one that holds the budget.
+                self.send_answers().await?;
+                self.permit = self.node.byte_budget.take(size).await;
+            }
+            if self.buffer.len() < 4 + size {
+                return Ok(());
+            }
+            self.buffer.advance(4);
+            let frame = if size < COPY_BELOW_BYTES {
+                let frame = Bytes::copy_from_slice(&self.buffer[..size]);
+                self.buffer.advance(size);
+                frame
+            } else {
+                self.buffer.split_to(size).freeze()
+            };
+            self.start(frame)?;
+            self.permit = None;
+        }
+        Ok(())
+    }
+
+    /// Starts one request.
+    fn start(&mut self, frame: Bytes) -> Result<(), Closing> {
+        let bytes = frame.len();
+        let (head, body) = RequestHead::decode(frame, frame::request_limits(self.max_frame_bytes))?;
+        let api = api::find(&head)?;
+        let timing = Timing::start(&self.node, &head);
+        let request = Request {
+            head,
+            body,
+            peer: self.peer,
+            node: Arc::clone(&self.node),
+        };
+        let progress = if api.order == Order::InTurn && !self.waiting.is_empty() {
+            // A future is not polled before it is first in the queue, so the request
+            // starts when all those before it are answered.
+            let start = api.start;
+            Started::Pending(Box::pin(async move {
+                match start(request) {
+                    Started::Ready(answer) => answer,
+                    Started::Pending(answer) => answer.await,
+                }
+            }))
+        } else {
+            (api.start)(request)
+        };
+        self.waiting.push_back(Unanswered {
+            bytes,
+            order: api.order,
+            progress,
+            timing,
+        });
+        Ok(())
+    }
+
+    /// Sends the answers at the front of the queue that are ready.
+    async fn send_answers(&mut self) -> Result<(), Closing> {
+        while let Some(first) = self.waiting.pop_front() {
+            let Started::Ready(answer) = first.progress else {
+                self.waiting.push_front(first);
+                break;
+            };
+            let answer = answer?;
+            first.timing.done(answer.len());
+            self.outbox.push(answer);
+        }
+        if !self.outbox.is_empty() {
+            // A client that takes nothing for as long as an idle one may stay is gone.
+            tokio::time::timeout(self.max_idle, self.outbox.send_all(&self.stream))
+                .await
+                .map_err(|_| Closing::Idle)??;
+            self.last_active = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// What was started before the broker began to stop is still answered.
+    async fn drain(&mut self) {
+        let ended = async {
+            while !self.waiting.is_empty() {
+                FirstAnswer(&mut self.waiting).await;
+                if self.send_answers().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(DRAIN_TIME, ended).await;
+    }
+}
+
+/// The size that the frame at the front of `buffer` declares, once its four bytes are
+/// there. Negative sizes are kept: the caller refuses them.
+fn declared_size(buffer: &BytesMut) -> Option<i32> {
+    buffer
+        .first_chunk::<4>()
+        .map(|prefix| i32::from_be_bytes(*prefix))
+}
+
+/// Resolves when the oldest unanswered request has its answer; never, if there is none.
+struct FirstAnswer<'a>(&'a mut VecDeque<Unanswered>);
+
+impl Future for FirstAnswer<'_> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let Some(first) = self.get_mut().0.front_mut() else {
+            return Poll::Pending;
+        };
+        match &mut first.progress {
+            Started::Ready(_) => Poll::Ready(()),
+            Started::Pending(future) => match future.as_mut().poll(context) {
+                Poll::Ready(answer) => {
+                    first.progress = Started::Ready(answer);
+                    Poll::Ready(())
+                }
+                Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+}

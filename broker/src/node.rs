@@ -1,0 +1,297 @@
+//! What all connections of one broker share: the way from a request to the partitions,
+//! the groups, the controller and the limits.
+
+use crate::{
+    api::FetchSessions,
+    groups::Groups,
+    internal_topics::{self, CONSUMER_OFFSETS},
+    metrics::Metrics,
+    net::limits::ByteBudget,
+    partition::Partition,
+    producer_ids::ProducerIds,
+    replicas::Replicas,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::sync::watch;
+use yuxi_controller::{
+    Controller,
+    decide::topics::NewTopic,
+    image::ClusterImage,
+    keys::ConfigScope,
+    settings::{Listener, ServerSettings},
+    store::Revision,
+};
+use yuxi_protocol::ids::BrokerId;
+
+/// Where a partition is.
+#[derive(Debug)]
+pub(crate) enum Lookup {
+    /// On this broker.
+    Here(Arc<Partition>),
+    /// It exists, but not on this broker, or its log could not be opened.
+    Elsewhere,
+    /// There is no such topic or partition.
+    Unknown,
+}
+
+/// A broker's address as clients are told it.
+#[derive(Clone, Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) id: BrokerId,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) rack: Option<String>,
+}
+
+/// The shared parts of one broker.
+pub(crate) struct Node {
+    /// As the broker was started. What may change at run time is read by
+    /// [`Node::live_settings`].
+    pub(crate) settings: ServerSettings,
+    pub(crate) broker_id: BrokerId,
+    pub(crate) controller: Controller,
+    pub(crate) replicas: Replicas,
+    pub(crate) groups: Groups,
+    pub(crate) fetch_sessions: FetchSessions,
+    pub(crate) producer_ids: ProducerIds,
+    pub(crate) byte_budget: ByteBudget,
+    pub(crate) metrics: Arc<Metrics>,
+    live: RwLock<Arc<ServerSettings>>,
+    /// The image that the partitions here follow.
+    applied: watch::Sender<Arc<ClusterImage>>,
+    storage_failed: AtomicBool,
+    stopping: AtomicBool,
+    /// Why the broker must end, once something is wrong that it cannot serve with.
+    fatal: watch::Sender<Option<String>>,
+}
+
+/// The parts that a [`Node`] is put together from.
+pub(crate) struct Parts {
+    pub(crate) settings: ServerSettings,
+    pub(crate) controller: Controller,
+    pub(crate) replicas: Replicas,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Node {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let Parts {
+            settings,
+            controller,
+            replicas,
+            metrics,
+        } = parts;
+        let budget = usize::try_from(settings.queued_max_request_bytes).unwrap_or(usize::MAX);
+        Arc::new(Self {
+            broker_id: BrokerId::new(settings.node_id),
+            groups: Groups::new(&settings),
+            fetch_sessions: FetchSessions::new(
+                usize::try_from(settings.max_incremental_fetch_session_cache_slots).unwrap_or(0),
+            ),
+            producer_ids: ProducerIds::default(),
+            byte_budget: ByteBudget::new(budget),
+            live: RwLock::new(Arc::new(settings.clone())),
+            applied: watch::Sender::new(Arc::default()),
+            storage_failed: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            fatal: watch::Sender::new(None),
+            settings,
+            controller,
+            replicas,
+            metrics,
+        })
+    }
+
+    /// The cluster as the partitions here already are.
+    pub(crate) fn image(&self) -> Arc<ClusterImage> {
+        Arc::clone(&self.applied.borrow())
+    }
+
+    /// The settings with the dynamic configs laid over them.
+    pub(crate) fn live_settings(&self) -> Arc<ServerSettings> {
+        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Follows the controller's images until the broker ends: partitions first, then the
+    /// settings and groups that rest on them, then everyone who reads the image.
+    pub(crate) async fn follow_images(self: Arc<Self>) {
+        let mut images = self.controller.subscribe();
+        loop {
+            let new = Arc::clone(&images.borrow_and_update());
+            self.apply(new).await;
+            if images.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn apply(self: &Arc<Self>, new: Arc<ClusterImage>) {
+        let old = self.image();
+        if new.revision() <= old.revision() {
+            return;
+        }
+        let settings = self.settings_at(&new);
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&settings);
+        let node = Arc::clone(self);
+        let applied = tokio::task::spawn_blocking(move || {
+            node.replicas.apply(&old, &new, &settings);
+            node.groups.follow(&node, &old, &new);
+            new
+        });
+        match applied.await {
+            Ok(new) => {
+                self.applied.send_replace(new);
+            }
+            Err(error) => self.fail(format!("following the cluster's state failed: {error}")),
+        }
+    }
+
+    fn settings_at(&self, image: &ClusterImage) -> Arc<ServerSettings> {
+        let none = BTreeMap::new();
+        let values = |scope| image.config(&scope).map_or(&none, |config| &config.values);
+        Arc::new(self.settings.with_dynamic(
+            values(ConfigScope::Cluster),
+            values(ConfigScope::Broker(self.broker_id)),
+        ))
+    }
+
+    /// Waits until the partitions here are as the controller's image at `revision` says.
+    pub(crate) async fn applied(&self, revision: Revision) {
+        // The sender lives as long as the node, so this ends only by the condition.
+        let _ = self
+            .applied
+            .subscribe()
+            .wait_for(|image| image.revision() >= revision)
+            .await;
+    }
+
+    /// Waits until whatever the controller has shown so far is done here.
+    pub(crate) async fn caught_up(&self) {
+        self.applied(self.controller.image().revision()).await;
+    }
+
+    /// The largest request that is accepted.
+    pub(crate) fn max_frame_bytes(&self) -> usize {
+        usize::try_from(self.settings.socket_request_max_bytes).unwrap_or(0)
+    }
+
+    /// The brokers as clients of this listener are told of them.
+    pub(crate) fn endpoints(&self, image: &ClusterImage) -> Vec<Endpoint> {
+        image
+            .brokers()
+            .filter_map(|broker| {
+                let endpoint = broker
+                    .registration
+                    .endpoints
+                    .iter()
+                    .find(|endpoint| endpoint.listener == Listener::NAME)?;
+                Some(Endpoint {
+                    id: broker.id,
+                    host: endpoint.host.clone(),
+                    port: endpoint.port,
+                    rack: broker.registration.rack.clone(),
+                })
+            })
+            .collect()
+    }
+
+    /// Creates topics that a client asked for, with the broker's defaults. Failures are
+    /// logged: the client is told that the topic does not exist.
+    pub(crate) async fn auto_create(&self, names: BTreeSet<Arc<str>>) {
+        let settings = self.live_settings();
+        let topics = names
+            .into_iter()
+            .filter(|name| !internal_topics::is_internal(name) || &**name == CONSUMER_OFFSETS)
+            .map(|name| {
+                let offsets = &*name == CONSUMER_OFFSETS;
+                NewTopic {
+                    name: name.to_string(),
+                    partitions: if offsets {
+                        settings.offsets_topic_num_partitions
+                    } else {
+                        settings.num_partitions
+                    },
+                    replication_factor: if offsets {
+                        settings.offsets_topic_replication_factor
+                    } else {
+                        settings.default_replication_factor
+                    },
+                    assignments: Vec::new(),
+                    configs: if offsets {
+                        internal_topics::consumer_offsets_configs(&settings)
+                    } else {
+                        Vec::new()
+                    },
+                }
+            })
+            .collect();
+        for created in self.controller.create_topics(topics, false).await {
+            if let Err(error) = created {
+                tracing::warn!(%error, "a topic was not created automatically");
+            }
+        }
+        self.caught_up().await;
+    }
+
+    /// Runs the fsync that appends to `partition` wait for.
+    pub(crate) fn start_flush(self: &Arc<Self>, partition: &Arc<Partition>) {
+        let (node, partition) = (Arc::clone(self), Arc::clone(partition));
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = partition.flush_wanted() {
+                node.storage_failed(&format!("fsync of {}: {error}", partition.id()));
+            }
+        });
+    }
+
+    /// An fsync failed, so it is not known what of the page cache is on disk. Nothing
+    /// retries it: the directory is offline, and with it this broker.
+    pub(crate) fn storage_failed(&self, what: &str) {
+        if !self.storage_failed.swap(true, Ordering::SeqCst) {
+            for partition in self.replicas.all() {
+                partition.go_offline();
+            }
+            self.fail(format!("the log directory failed: {what}"));
+        }
+    }
+
+    pub(crate) fn is_storage_failed(&self) -> bool {
+        self.storage_failed.load(Ordering::SeqCst)
+    }
+
+    /// Ends the broker because of `why`.
+    fn fail(&self, why: String) {
+        tracing::error!(why, "the broker cannot go on");
+        self.fatal.send_if_modified(|fatal| {
+            let first = fatal.is_none();
+            fatal.get_or_insert(why);
+            first
+        });
+    }
+
+    /// Why the broker must end, if it must.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.fatal.borrow().clone()
+    }
+
+    /// From now on the broker is on its way down.
+    pub(crate) fn begin_stopping(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Resolves with the reason when the broker must end.
+    pub(crate) async fn failed(&self) -> String {
+        let mut fatal = self.fatal.subscribe();
+        let reason = fatal.wait_for(Option::is_some).await;
+        reason.ok().and_then(|why| why.clone()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,208 @@
+//! What a produced batch must be before it may stand in a log: whole, intact, in the
+//! topic's size, time and key rules, and in its codec.
+//!
+//! Runs on the connection's task before the partition's lock is taken. The usual batch
+//! is only read; it is copied if the topic wants another codec or append times.
+
+use bytes::{Bytes, BytesMut};
+use yuxi_controller::settings::{CompressionType, TimestampType, TopicSettings};
+use yuxi_log::{AppendError, AppendOrigin};
+use yuxi_protocol::{
+    error_code::ErrorCode,
+    record::{
+        BatchError, BatchView, Compression, ValidateOptions,
+        batch::{set_log_append_time, set_max_timestamp},
+        iter::RecordsSummary,
+        recompress, validate_records,
+    },
+};
+
+/// A batch may decompress to this many times `max.message.bytes` and at least to
+/// [`MIN_DECOMPRESSED_BYTES`]; more is taken for a decompression bomb.
+const MAX_DECOMPRESSION_RATIO: usize = 64;
+const MIN_DECOMPRESSED_BYTES: usize = 64 * 1024 * 1024;
+
+/// Why a produced batch is refused.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub(crate) enum Refused {
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    #[error("a produce request carries exactly one record batch for a partition")]
+    NotOneBatch,
+    #[error("the batch is part of a transaction, which this broker does not support")]
+    Transactional,
+    #[error("the batch has {size} bytes, more than max.message.bytes={max}")]
+    TooLarge { size: usize, max: usize },
+    #[error(
+        "timestamp {timestamp} is further from the broker's clock ({now}) than the topic allows"
+    )]
+    Timestamp { timestamp: i64, now: i64 },
+}
+
+impl Refused {
+    /// The code that the producer gets.
+    pub(crate) fn code(&self) -> ErrorCode {
+        match self {
+            Self::TooLarge { .. } => ErrorCode::MessageTooLarge,
+            Self::Timestamp { .. } => ErrorCode::InvalidTimestamp,
+            Self::NotOneBatch => ErrorCode::InvalidRecord,
+            Self::Transactional => ErrorCode::InvalidTxnState,
+            Self::Batch(error) => match error {
+                BatchError::Truncated { .. }
+                | BatchError::InvalidLength(_)
+                | BatchError::WrongCrc { .. }
+                | BatchError::Compression { .. } => ErrorCode::CorruptMessage,
+                BatchError::UnsupportedMagic(_) => ErrorCode::UnsupportedForMessageFormat,
+                BatchError::UnknownCompression(_) => ErrorCode::UnsupportedCompressionType,
+                BatchError::InvalidCounts { .. }
+                | BatchError::InvalidRecord { .. }
+                | BatchError::TrailingBytes(_)
+                | BatchError::WrongOffsetDelta { .. }
+                | BatchError::MissingKey { .. }
+                | BatchError::ControlBatch
+                | BatchError::MissingSequence { .. }
+                | BatchError::NoRecords => ErrorCode::InvalidRecord,
+            },
+        }
+    }
+}
+
+/// One batch that passed, ready to be given its offsets.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    bytes: Bytes,
+    record_count: i32,
+    log_append_time_ms: Option<i64>,
+    origin: AppendOrigin,
+}
+
+impl Admitted {
+    /// The batch as it will stand in the log, but for offset and leader epoch.
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The same, decoded. It was valid when it was admitted, and only stays so.
+    pub(crate) fn view(&self) -> Result<BatchView<'_>, AppendError> {
+        Ok(BatchView::parse(&self.bytes)?)
+    }
+
+    /// What the log is to check of its producer.
+    pub(crate) fn origin(&self) -> AppendOrigin {
+        self.origin
+    }
+
+    pub(crate) fn record_count(&self) -> i32 {
+        self.record_count
+    }
+
+    /// The time given to all records, if the topic says `LogAppendTime`.
+    pub(crate) fn log_append_time_ms(&self) -> Option<i64> {
+        self.log_append_time_ms
+    }
+
+    /// A batch that this broker built itself, for its own internal topics.
+    pub(crate) fn own(bytes: Bytes, record_count: i32) -> Self {
+        Self {
+            bytes,
+            record_count,
+            log_append_time_ms: None,
+            origin: AppendOrigin::Coordinator,
+        }
+    }
+}
+
+/// Checks `records`, as they came in a produce request at `now_ms`, by the topic's rules.
+pub(crate) fn admit(
+    records: &Bytes,
+    settings: &TopicSettings,
+    now_ms: i64,
+) -> Result<Admitted, Refused> {
+    let view = BatchView::parse(records)?;
+    if view.bytes().len() != records.len() {
+        return Err(Refused::NotOneBatch);
+    }
+    let max = usize::try_from(settings.max_message_bytes).unwrap_or(0);
+    if records.len() > max {
+        return Err(Refused::TooLarge {
+            size: records.len(),
+            max,
+        });
+    }
+    view.check_crc()?;
+    if view.header().is_transactional() {
+        return Err(Refused::Transactional);
+    }
+    let options = ValidateOptions {
+        require_keys: settings.cleanup_policy.compacts(),
+        max_decompressed_bytes: max
+            .saturating_mul(MAX_DECOMPRESSION_RATIO)
+            .max(MIN_DECOMPRESSED_BYTES),
+        allow_control: false,
+    };
+    let summary = validate_records(&view, &options)?;
+    let append_time = match settings.message_timestamp_type {
+        TimestampType::LogAppendTime => Some(now_ms),
+        TimestampType::CreateTime => {
+            check_times(&summary, settings, now_ms)?;
+            None
+        }
+    };
+    let mut bytes = records.clone();
+    if let Some((codec, level)) = wanted_codec(settings)
+        && codec != view.header().compression()
+    {
+        bytes = recompress(&view, codec, level, options.max_decompressed_bytes)?;
+    }
+    // What the log looks up by time rests on the header, so the header must be right.
+    if append_time.is_some() || summary.max_timestamp != view.header().max_timestamp {
+        let mut stamped = BytesMut::from(&bytes[..]);
+        match append_time {
+            Some(time) => set_log_append_time(&mut stamped, time)?,
+            None => set_max_timestamp(&mut stamped, summary.max_timestamp)?,
+        }
+        bytes = stamped.freeze();
+    }
+    Ok(Admitted {
+        bytes,
+        record_count: summary.count,
+        log_append_time_ms: append_time,
+        origin: AppendOrigin::Client,
+    })
+}
+
+/// The codec that the topic wants batches in, unless it leaves that to producers.
+fn wanted_codec(settings: &TopicSettings) -> Option<(Compression, Option<i32>)> {
+    Some(match settings.compression_type {
+        CompressionType::Producer => return None,
+        CompressionType::Uncompressed => (Compression::None, None),
+        CompressionType::Gzip => {
+            // -1 is the codec's own level.
+            let level = settings.compression_gzip_level;
+            (Compression::Gzip, (level >= 0).then_some(level))
+        }
+        CompressionType::Snappy => (Compression::Snappy, None),
+        CompressionType::Lz4 => (Compression::Lz4, None),
+        CompressionType::Zstd => (Compression::Zstd, Some(settings.compression_zstd_level)),
+    })
+}
+
+/// Record times must lie within the topic's window around the broker's clock.
+fn check_times(
+    summary: &RecordsSummary,
+    settings: &TopicSettings,
+    now: i64,
+) -> Result<(), Refused> {
+    let too_old =
+        |timestamp: i64| now.saturating_sub(timestamp) > settings.message_timestamp_before_max_ms;
+    let too_new =
+        |timestamp: i64| timestamp.saturating_sub(now) > settings.message_timestamp_after_max_ms;
+    let refused = summary
+        .min_timestamp
+        .filter(|&oldest| too_old(oldest))
+        .or_else(|| Some(summary.max_timestamp).filter(|&newest| too_new(newest)));
+    match refused {
+        Some(timestamp) => Err(Refused::Timestamp { timestamp, now }),
+        None => Ok(()),
+    }
+}

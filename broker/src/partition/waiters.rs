@@ -1,0 +1,143 @@
+//! Who waits on a partition: produces for an offset, fetches for bytes. Owned by the
+//! partition, behind its lock.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+};
+use tokio::sync::{Notify, oneshot};
+use yuxi_protocol::{error_code::ErrorCode, ids::Offset};
+
+type AckSender = oneshot::Sender<Result<(), ErrorCode>>;
+
+/// Produces that wait until the log is held or committed up to an offset. Appends come
+/// in offset order, so the queue is sorted by itself, but for retried duplicates.
+#[derive(Debug, Default)]
+pub(super) struct AckWaiters {
+    queue: VecDeque<(Offset, AckSender)>,
+}
+
+impl AckWaiters {
+    pub(super) fn wait_for(
+        &mut self,
+        end_offset: Offset,
+    ) -> oneshot::Receiver<Result<(), ErrorCode>> {
+        let (sender, receiver) = oneshot::channel();
+        let at = self.queue.partition_point(|(end, _)| *end <= end_offset);
+        self.queue.insert(at, (end_offset, sender));
+        receiver
+    }
+
+    /// Everything below `offset` has come far enough.
+    pub(super) fn reached(&mut self, offset: Offset) {
+        while let Some((end, _)) = self.queue.front()
+            && *end <= offset
+        {
+            if let Some((_, sender)) = self.queue.pop_front() {
+                // A producer that went away needs no answer.
+                let _ = sender.send(Ok(()));
+            }
+        }
+    }
+
+    pub(super) fn fail(&mut self, error: ErrorCode) {
+        for (_, sender) in self.queue.drain(..) {
+            let _ = sender.send(Err(error));
+        }
+    }
+}
+
+/// One fetch that waits until enough bytes are readable in all its partitions together.
+#[derive(Debug)]
+pub(crate) struct FetchWaiter {
+    id: u64,
+    missing_bytes: AtomicI64,
+    wake: Notify,
+}
+
+impl FetchWaiter {
+    /// Waits for `missing_bytes` more.
+    pub(crate) fn new(missing_bytes: i64) -> Arc<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            missing_bytes: AtomicI64::new(missing_bytes),
+            wake: Notify::new(),
+        })
+    }
+
+    /// Resolves once the bytes are there or a partition's role has changed.
+    pub(crate) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+}
+
+/// The fetches parked on one partition.
+#[derive(Debug, Default)]
+pub(super) struct FetchWaiters {
+    parked: BTreeMap<u64, Arc<FetchWaiter>>,
+}
+
+impl FetchWaiters {
+    pub(super) fn park(&mut self, waiter: &Arc<FetchWaiter>) {
+        self.parked.insert(waiter.id, Arc::clone(waiter));
+    }
+
+    pub(super) fn unpark(&mut self, waiter: &Arc<FetchWaiter>) {
+        self.parked.remove(&waiter.id);
+    }
+
+    /// `bytes` more are readable; wakes those that miss no more.
+    pub(super) fn readable(&mut self, bytes: u64) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.parked.retain(|_, waiter| {
+            let missing = waiter.missing_bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+            if missing <= 0 {
+                waiter.wake.notify_one();
+            }
+            missing > 0
+        });
+    }
+
+    pub(super) fn wake_all(&mut self) {
+        for waiter in std::mem::take(&mut self.parked).into_values() {
+            waiter.wake.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_produce_is_acknowledged_when_its_end_offset_is_reached_and_not_before() {
+        let mut waiters = AckWaiters::default();
+        let mut late = waiters.wait_for(Offset::new(20));
+        let mut early = waiters.wait_for(Offset::new(10));
+        waiters.reached(Offset::new(9));
+        assert!(early.try_recv().is_err());
+        waiters.reached(Offset::new(10));
+        assert_eq!(early.try_recv(), Ok(Ok(())));
+        assert!(late.try_recv().is_err());
+        waiters.fail(ErrorCode::NotLeaderOrFollower);
+        assert_eq!(late.try_recv(), Ok(Err(ErrorCode::NotLeaderOrFollower)));
+    }
+
+    #[tokio::test]
+    async fn a_fetch_is_woken_when_all_its_bytes_are_there() {
+        let mut waiters = FetchWaiters::default();
+        let waiter = FetchWaiter::new(100);
+        waiters.park(&waiter);
+        waiters.readable(60);
+        assert_eq!(waiters.parked.len(), 1, "40 bytes are still missing");
+        waiters.readable(60);
+        assert!(waiters.parked.is_empty());
+        tokio::time::timeout(std::time::Duration::from_secs(5), waiter.woken())
+            .await
+            .expect("woken");
+    }
+}

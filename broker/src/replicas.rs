@@ -1,0 +1,476 @@
+//! Which partitions this broker holds. Owns the map of them and the log directory, and
+//! makes both follow the cluster image: one task applies one image after the other.
+//!
+//! What always holds: a partition in the map has its directory and the topic id that
+//! stands in it; a directory of a topic that no longer exists is deleted, and one of a
+//! topic that the cluster never knew is left alone and named in the log.
+
+use crate::{log_config, node::Lookup, partition::Partition, time};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+use yuxi_controller::{
+    image::{ClusterImage, TopicChange, TopicImage},
+    keys::{ConfigScope, PartitionState},
+    settings::{ServerSettings, TopicSettings},
+};
+use yuxi_log::{
+    CleanShutdown, Log, LogDir, LogDirError, LogError, OffsetCheckpoint, Opening, StoredPartition,
+};
+use yuxi_protocol::ids::{BrokerEpoch, BrokerId, Offset, PartitionId, TopicId, TopicPartition};
+
+/// Partitions are opened by this many threads at most when a broker starts.
+const OPENING_THREADS: usize = 8;
+
+/// All partitions that this broker holds.
+#[derive(Debug)]
+pub(crate) struct Replicas {
+    broker: BrokerId,
+    directory: LogDir,
+    map: RwLock<Map>,
+    /// Directories of deleted partitions, and when they go: readers may still be at them.
+    deleted: Mutex<Vec<(i64, PathBuf)>>,
+    /// What the last stop left, until the first image is applied.
+    found: Found,
+}
+
+/// What the log directory said when the broker started.
+#[derive(Debug)]
+struct Found {
+    clean_shutdown: bool,
+    recovery_points: BTreeMap<TopicPartition, Offset>,
+    high_watermarks: BTreeMap<TopicPartition, Offset>,
+    log_starts: BTreeMap<TopicPartition, Offset>,
+}
+
+#[derive(Debug, Default)]
+struct Map {
+    by_name: HashMap<Arc<str>, Arc<LocalTopic>>,
+    by_id: HashMap<TopicId, Arc<LocalTopic>>,
+}
+
+/// A topic of the cluster, with those of its partitions that are here.
+#[derive(Clone, Debug)]
+struct LocalTopic {
+    name: Arc<str>,
+    id: TopicId,
+    partitions: Vec<Option<Arc<Partition>>>,
+}
+
+impl Map {
+    fn insert(&mut self, topic: LocalTopic) {
+        let topic = Arc::new(topic);
+        self.by_id.insert(topic.id, Arc::clone(&topic));
+        self.by_name.insert(Arc::clone(&topic.name), topic);
+    }
+
+    fn remove(&mut self, id: TopicId) -> Option<Arc<LocalTopic>> {
+        let topic = self.by_id.remove(&id)?;
+        if self
+            .by_name
+            .get(&topic.name)
+            .is_some_and(|named| named.id == id)
+        {
+            self.by_name.remove(&topic.name);
+        }
+        Some(topic)
+    }
+}
+
+impl LocalTopic {
+    fn find(&self, partition: i32) -> Lookup {
+        match usize::try_from(partition)
+            .ok()
+            .and_then(|at| self.partitions.get(at))
+        {
+            Some(Some(partition)) => Lookup::Here(Arc::clone(partition)),
+            Some(None) => Lookup::Elsewhere,
+            None => Lookup::Unknown,
+        }
+    }
+}
+
+/// A partition that could not be opened. The others go on.
+#[derive(Debug, thiserror::Error)]
+#[error("partition {partition} cannot be opened: {error}")]
+struct OpenError {
+    partition: TopicPartition,
+    error: LogError,
+}
+
+impl Replicas {
+    /// Takes over an opened log directory. No partition is served before the first image
+    /// is applied.
+    pub(crate) fn new(
+        broker: BrokerId,
+        directory: LogDir,
+        clean_shutdown: bool,
+    ) -> std::io::Result<Self> {
+        let read = |name| OffsetCheckpoint::new(directory.path(), name).read();
+        let found = Found {
+            clean_shutdown,
+            recovery_points: read(OffsetCheckpoint::RECOVERY_POINT)?,
+            high_watermarks: read(OffsetCheckpoint::HIGH_WATERMARK)?,
+            log_starts: read(OffsetCheckpoint::LOG_START)?,
+        };
+        Ok(Self {
+            broker,
+            directory,
+            map: RwLock::default(),
+            deleted: Mutex::default(),
+            found,
+        })
+    }
+
+    /// Where the partitions are.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A partition by its topic's name.
+    pub(crate) fn find(&self, topic: &str, partition: i32) -> Lookup {
+        self.map()
+            .by_name
+            .get(topic)
+            .map_or(Lookup::Unknown, |topic| topic.find(partition))
+    }
+
+    /// A partition by its topic's id.
+    pub(crate) fn find_by_id(&self, topic: TopicId, partition: i32) -> Lookup {
+        self.map()
+            .by_id
+            .get(&topic)
+            .map_or(Lookup::Unknown, |topic| topic.find(partition))
+    }
+
+    /// Every partition here, ordered by topic and number.
+    pub(crate) fn all(&self) -> Vec<Arc<Partition>> {
+        let mut all: Vec<_> = self
+            .map()
+            .by_name
+            .values()
+            .flat_map(|topic| topic.partitions.iter().flatten().cloned())
+            .collect();
+        all.sort_by(|a, b| a.id().cmp(b.id()));
+        all
+    }
+
+    /// Makes the partitions here what `new` says, given that they are what `old` said.
+    /// Opens and deletes files, so it must run where blocking is allowed. Returns the
+    /// partitions that changed their role, were opened or deleted.
+    pub(crate) fn apply(&self, old: &ClusterImage, new: &ClusterImage, settings: &ServerSettings) {
+        let changes = new.changes_since(old);
+        for change in changes.topics {
+            match change {
+                TopicChange::Created(topic) => self.create(topic, new, settings),
+                TopicChange::Deleted(topic) => self.delete(topic),
+                TopicChange::Changed { old, new: topic } => {
+                    self.change(old, topic, new, settings);
+                }
+            }
+        }
+        let everywhere = changes
+            .configs
+            .iter()
+            .any(|scope| !matches!(scope, ConfigScope::Topic(_)));
+        if everywhere {
+            for topic in new.topics() {
+                self.configure(topic, new, settings);
+            }
+        } else {
+            for scope in changes.configs {
+                if let ConfigScope::Topic(name) = scope
+                    && let Some(topic) = new.topic(name)
+                {
+                    self.configure(topic, new, settings);
+                }
+            }
+        }
+    }
+
+    fn create(&self, topic: &TopicImage, image: &ClusterImage, settings: &ServerSettings) {
+        let topic_settings = settings_of(topic, image, settings);
+        let wanted: Vec<_> = topic
+            .partitions()
+            .filter(|(_, state)| state.replicas.contains(&self.broker))
+            .collect();
+        let mut partitions = vec![None; topic.partition_count()];
+        for (id, partition) in self.open_all(topic, &wanted, &topic_settings, settings) {
+            partitions[id.value() as usize] = Some(partition);
+        }
+        self.map_mut().insert(LocalTopic {
+            name: Arc::clone(&topic.name),
+            id: topic.id,
+            partitions,
+        });
+    }
+
+    /// Opens many partitions of a topic on several threads: each costs a few system
+    /// calls and an fsync or two, which overlap.
+    fn open_all(
+        &self,
+        topic: &TopicImage,
+        wanted: &[(PartitionId, &PartitionState)],
+        topic_settings: &Arc<TopicSettings>,
+        settings: &ServerSettings,
+    ) -> Vec<(PartitionId, Arc<Partition>)> {
+        let open_some = |wanted: &[(PartitionId, &PartitionState)]| {
+            wanted
+                .iter()
+                .filter_map(|&(id, state)| {
+                    let opened = self.open(topic, id, topic_settings, settings);
+                    match opened {
+                        Ok(partition) => {
+                            self.take_role(&partition, state);
+                            Some((id, partition))
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "a partition is offline");
+                            None
+                        }
+                    }
+                })
+                .collect::<Vec<_>>()
+        };
+        let share = wanted.len().div_ceil(OPENING_THREADS);
+        if share <= 1 {
+            return open_some(wanted);
+        }
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = wanted
+                .chunks(share)
+                .map(|wanted| scope.spawn(|| open_some(wanted)))
+                .collect();
+            threads
+                .into_iter()
+                .flat_map(|thread| {
+                    thread
+                        .join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
+                .collect()
+        })
+    }
+
+    fn open(
+        &self,
+        topic: &TopicImage,
+        partition: PartitionId,
+        topic_settings: &Arc<TopicSettings>,
+        settings: &ServerSettings,
+    ) -> Result<Arc<Partition>, OpenError> {
+        let id = TopicPartition {
+            topic: Arc::clone(&topic.name),
+            partition,
+        };
+        let offset =
+            |map: &BTreeMap<TopicPartition, Offset>| map.get(&id).copied().unwrap_or(Offset::ZERO);
+        let opening = Opening {
+            recovery_point: offset(&self.found.recovery_points),
+            clean_shutdown: self.found.clean_shutdown,
+            log_start_offset: offset(&self.found.log_starts),
+            topic_id: Some(topic.id),
+            now_ms: time::now_ms(),
+        };
+        let config = log_config::of(
+            topic_settings,
+            i64::from(settings.producer_id_expiration_ms),
+        );
+        match Log::open(&self.directory.partition_dir(&id), config, opening) {
+            Ok(log) => {
+                // With one replica everything in the log is committed; a follower learns
+                // the high watermark from its leader.
+                let high_watermark = offset(&self.found.high_watermarks);
+                Ok(Arc::new(Partition::new(
+                    id,
+                    topic.id,
+                    self.broker,
+                    log,
+                    Arc::clone(topic_settings),
+                    high_watermark,
+                )))
+            }
+            Err(error) => Err(OpenError {
+                partition: id,
+                error,
+            }),
+        }
+    }
+
+    fn take_role(&self, partition: &Partition, state: &PartitionState) {
+        if state.leader == self.broker {
+            partition.become_leader(state.leader_epoch, state.isr.clone());
+        } else {
+            partition.become_follower(state.leader_epoch);
+        }
+    }
+
+    fn change(
+        &self,
+        old: &TopicImage,
+        topic: &TopicImage,
+        image: &ClusterImage,
+        settings: &ServerSettings,
+    ) {
+        let Some(local) = self.map().by_id.get(&topic.id).cloned() else {
+            return self.create(topic, image, settings);
+        };
+        let mut local = LocalTopic::clone(&local);
+        local.partitions.resize(topic.partition_count(), None);
+        let mut to_open = Vec::new();
+        for (id, state) in topic.changed_partitions(old) {
+            let here = &mut local.partitions[id.value() as usize];
+            let wanted = state.replicas.contains(&self.broker);
+            match here {
+                Some(partition) if wanted => self.take_role(partition, state),
+                Some(partition) => {
+                    self.delete_partition(partition);
+                    *here = None;
+                }
+                None if wanted => to_open.push((id, state)),
+                None => {}
+            }
+        }
+        let topic_settings = settings_of(topic, image, settings);
+        for (id, partition) in self.open_all(topic, &to_open, &topic_settings, settings) {
+            local.partitions[id.value() as usize] = Some(partition);
+        }
+        self.map_mut().insert(local);
+    }
+
+    fn delete(&self, topic: &TopicImage) {
+        let removed = self.map_mut().remove(topic.id);
+        for partition in removed
+            .iter()
+            .flat_map(|topic| topic.partitions.iter().flatten())
+        {
+            self.delete_partition(partition);
+        }
+    }
+
+    fn delete_partition(&self, partition: &Partition) {
+        let delay_ms = partition.settings().file_delete_delay_ms;
+        partition.delete();
+        let unique = uuid::Uuid::new_v4().as_u128();
+        match self.directory.rename_deleted(partition.id(), unique) {
+            Ok(directory) => self
+                .deleted()
+                .push((time::now_ms().saturating_add(delay_ms), directory)),
+            Err(error) => {
+                tracing::error!(partition = %partition.id(), %error, "a deleted partition's files stay");
+            }
+        }
+    }
+
+    /// Removes the files of deleted partitions whose time has come.
+    pub(crate) fn remove_deleted(&self, now_ms: i64) {
+        let due: Vec<_> = self
+            .deleted()
+            .extract_if(.., |(due_ms, _)| *due_ms <= now_ms)
+            .collect();
+        for (_, directory) in due {
+            self.remove(&directory);
+        }
+    }
+
+    /// Removes what an earlier process had renamed to be deleted.
+    pub(crate) fn remove_left_over(&self) -> Result<(), LogDirError> {
+        for directory in self.directory.deleted_partitions()? {
+            self.remove(&directory);
+        }
+        Ok(())
+    }
+
+    fn remove(&self, directory: &Path) {
+        if let Err(error) = self.directory.remove(directory) {
+            tracing::warn!(%error, "a deleted partition's files stay");
+        }
+    }
+
+    fn deleted(&self) -> MutexGuard<'_, Vec<(i64, PathBuf)>> {
+        self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves the mark that every log was closed, in broker epoch `epoch`.
+    pub(crate) fn mark_clean_shutdown(&self, epoch: BrokerEpoch) -> std::io::Result<()> {
+        CleanShutdown::new(self.directory.path()).write(epoch.value())
+    }
+
+    fn configure(&self, topic: &TopicImage, image: &ClusterImage, settings: &ServerSettings) {
+        let Some(local) = self.map().by_id.get(&topic.id).cloned() else {
+            return;
+        };
+        let topic_settings = settings_of(topic, image, settings);
+        for partition in local.partitions.iter().flatten() {
+            partition.set_settings(
+                Arc::clone(&topic_settings),
+                i64::from(settings.producer_id_expiration_ms),
+            );
+        }
+    }
+
+    /// Directories of partitions that the image does not place here: left by a deletion
+    /// that was cut short, or by another cluster.
+    pub(crate) fn strays(&self) -> Result<Vec<StoredPartition>, LogDirError> {
+        let all = self.all();
+        let here: HashSet<&TopicPartition> = all.iter().map(|partition| partition.id()).collect();
+        let mut stored = self.directory.partitions()?;
+        stored.retain(|stored| !here.contains(&stored.partition));
+        Ok(stored)
+    }
+
+    /// Writes the checkpoints of all partitions.
+    pub(crate) fn checkpoint(&self, which: Checkpoints) -> std::io::Result<()> {
+        let all = self.all();
+        let write = |name, offset: &dyn Fn(&Partition) -> Option<Offset>| {
+            let offsets: Vec<_> = all
+                .iter()
+                .filter_map(|partition| Some((partition.id(), offset(partition)?)))
+                .collect();
+            OffsetCheckpoint::new(self.directory.path(), name).write(offsets)
+        };
+        match which {
+            Checkpoints::RecoveryPoints => {
+                write(OffsetCheckpoint::RECOVERY_POINT, &|partition| {
+                    partition.with_log(|log, _| log.recovery_point())
+                })?;
+                write(OffsetCheckpoint::HIGH_WATERMARK, &|partition| {
+                    Some(partition.offsets().high_watermark)
+                })
+            }
+            Checkpoints::LogStarts => write(OffsetCheckpoint::LOG_START, &|partition| {
+                Some(partition.offsets().log_start).filter(|&start| start > Offset::ZERO)
+            }),
+        }
+    }
+
+    fn map(&self) -> RwLockReadGuard<'_, Map> {
+        self.map.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn map_mut(&self) -> RwLockWriteGuard<'_, Map> {
+        self.map.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which checkpoint files to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checkpoints {
+    /// Up to where logs are known to be on disk, and high watermarks.
+    RecoveryPoints,
+    /// Where logs begin.
+    LogStarts,
+}
+
+fn settings_of(
+    topic: &TopicImage,
+    image: &ClusterImage,
+    settings: &ServerSettings,
+) -> Arc<TopicSettings> {
+    let scope = ConfigScope::Topic(Arc::clone(&topic.name));
+    let none = BTreeMap::new();
+    let overrides = image.config(&scope).map_or(&none, |config| &config.values);
+    Arc::new(TopicSettings::resolve(settings, overrides))
+}
