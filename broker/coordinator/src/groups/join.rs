@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
@@ -18,7 +18,7 @@ use super::{
     api::{self, Completion, Effects, GroupResponse, RequestContext, Ticket},
     classic::{Applicant, Group, GroupState, Parked, Protocols},
     config::GroupConfig,
-    copied,
+    copied, logged,
     rebalance::Turn,
     records::MAX_STRING_BYTES,
 };
@@ -49,7 +49,7 @@ struct Attempt {
     /// Empty if the client has none yet.
     member_id: StrBytes,
     applicant: Applicant,
-    reason: StrBytes,
+    reason: String,
 }
 
 impl Attempt {
@@ -96,7 +96,7 @@ impl Attempt {
                 protocol_type: copied(&request.protocol_type),
                 protocols: copied_protocols(request),
             },
-            reason: request.reason.as_ref().map(copied).unwrap_or_default(),
+            reason: request.reason.as_ref().map(logged).unwrap_or_default(),
         })
     }
 }
@@ -107,25 +107,21 @@ fn shortened(text: &StrBytes) -> StrBytes {
     text[..text.floor_char_boundary(MAX_STRING_BYTES - MEMBER_ID_SUFFIX_BYTES)].into()
 }
 
-/// The protocols in one allocation of their own. Of two with one name the first counts.
+/// The protocols, each once: of two with one name the first counts.
 fn copied_protocols(request: &JoinGroupRequest) -> Protocols {
     let mut seen = HashSet::new();
-    let mut buffer = BytesMut::new();
-    let mut lengths = Vec::new();
-    for protocol in &request.protocols {
-        if seen.insert(&protocol.name) {
-            buffer.extend_from_slice(protocol.name.as_bytes());
-            buffer.extend_from_slice(&protocol.metadata);
-            lengths.push((protocol.name.len(), protocol.metadata.len()));
-        }
-    }
-    let mut buffer = buffer.freeze();
-    let mut take = |length| -> Bytes { buffer.split_to(length) };
-    let protocols = lengths.into_iter().map(|(name, metadata)| {
-        let name = StrBytes::try_from(take(name)).unwrap_or_default();
-        (name, take(metadata))
-    });
-    protocols.collect()
+    let distinct = request
+        .protocols
+        .iter()
+        .filter(|protocol| seen.insert(&protocol.name));
+    distinct
+        .map(|protocol| {
+            (
+                copied(&protocol.name),
+                Bytes::copy_from_slice(&protocol.metadata),
+            )
+        })
+        .collect()
 }
 
 impl GroupShard {

@@ -41,6 +41,7 @@ mod admin;
 mod api;
 mod classic;
 mod config;
+mod fuzz;
 mod join;
 mod offsets;
 mod rebalance;
@@ -61,6 +62,7 @@ use yuxi_protocol::{
 pub use api::{Effects, GroupRequest, GroupResponse, Reply, RequestContext, Ticket};
 pub use classic::GroupState;
 pub use config::GroupConfig;
+pub use fuzz::fuzz_record;
 pub use records::{CoordinatorRecord, RecordError};
 pub use routing::partition_for;
 
@@ -235,7 +237,9 @@ impl GroupShard {
     pub fn tick(&mut self, now_ms: i64) -> Effects {
         self.assert_ready();
         let mut effects = Effects::default();
-        while record_bytes(&effects) < MAX_HOUSEKEEPING_BYTES {
+        let mut counted = 0;
+        let mut bytes = 0;
+        while bytes < MAX_HOUSEKEEPING_BYTES {
             let Some((key, task)) = self.timers.pop_due(now_ms) else {
                 break;
             };
@@ -272,6 +276,8 @@ impl GroupShard {
                 (Task::ExpireSync { generation }, _) => turn.expire_sync(generation),
                 (Task::ExpireMember | Task::CleanUp, _) => {}
             }
+            bytes += size_of(&effects.records[counted..]);
+            counted = effects.records.len();
         }
         self.hand_out(effects)
     }
@@ -504,10 +510,17 @@ impl fmt::Debug for GroupShard {
     }
 }
 
-fn record_bytes(effects: &Effects) -> usize {
+/// The size of `records`, give or take the batch's own framing.
+fn size_of(records: &[CoordinatorRecord]) -> usize {
     let size =
         |record: &CoordinatorRecord| record.key.len() + record.value.as_ref().map_or(0, Bytes::len);
-    effects.records.iter().map(size).sum()
+    records.iter().map(size).sum()
+}
+
+/// As much of a client's own words as is worth a log line.
+fn logged(text: &StrBytes) -> String {
+    const MOST_BYTES: usize = 255;
+    text[..text.floor_char_boundary(MOST_BYTES)].to_owned()
 }
 
 /// A copy of its own, so that keeping a name does not keep the request it came in.

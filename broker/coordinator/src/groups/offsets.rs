@@ -390,6 +390,9 @@ impl GroupShard {
     pub(super) fn clean_up(&self, now_ms: i64, effects: &mut Effects) -> bool {
         let mut bytes = 0;
         for (id, group) in &self.groups {
+            if bytes >= MAX_HOUSEKEEPING_BYTES {
+                return false;
+            }
             let mut keeps_offsets = false;
             for (topic, partitions) in self.offsets.of_group(id).into_iter().flatten() {
                 let subscribed = group.is_subscribed_to(topic);

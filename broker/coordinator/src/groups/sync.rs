@@ -16,6 +16,7 @@ use super::{
     GroupShard,
     api::{self, Completion, Effects, GroupResponse, RequestContext, Ticket},
     classic::{GroupState, Parked},
+    logged,
     rebalance::Turn,
 };
 
@@ -237,7 +238,7 @@ impl Turn<'_> {
         tracing::info!(
             group = self.id.as_str(),
             member = member_id.as_str(),
-            reason = member.reason.as_ref().map_or("", |reason| reason.as_str()),
+            reason = member.reason.as_ref().map(logged),
             "the member leaves the group"
         );
         self.remove(&member_id);

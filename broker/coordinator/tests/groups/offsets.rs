@@ -418,9 +418,13 @@ fn an_empty_group_without_offsets_goes_at_the_next_clean_up() {
 fn a_clean_up_with_a_lot_to_do_writes_it_in_parts() {
     let mut rt = Runtime::undelayed();
     for group in 0..20_000 {
-        rt.commit(&Commit::new(&format!("group-{group}"), 1));
+        let group = format!("group-{group}");
+        rt.commit(&Commit {
+            version: 2,
+            retention_ms: 1,
+            ..Commit::new(&group, 1)
+        });
     }
-    rt.advance(RETENTION_MS - 1);
     rt.now_ms = rt
         .shard
         .next_deadline()

@@ -265,8 +265,6 @@ fn essence(mut group: DescribedGroup) -> (String, String, String, Vec<[Vec<u8>; 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
-
     /// (The test runtime itself checks that no ticket is answered twice, that every
     /// answer can be encoded and that the shard does not spin.)
     #[test]
