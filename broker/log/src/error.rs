@@ -19,7 +19,7 @@ pub enum LogError {
         source: io::Error,
     },
     /// Bytes that were there before are damaged or gone: not a torn tail, which recovery
-    /// cuts by itself, but data that may have been acknowledged (I15). Nothing has been
+    /// cuts by itself, but data that may have been acknowledged (I15). No data has been
     /// changed. The replica must be fetched again from another one.
     #[error(
         "{path} is corrupt at byte {position}, where offset {expected_offset} is expected: {reason}",

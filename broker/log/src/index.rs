@@ -78,6 +78,10 @@ impl OffsetIndex {
         self.entries.truncate(keep)
     }
 
+    pub(crate) fn clear(&mut self) -> io::Result<()> {
+        self.entries.truncate(0)
+    }
+
     pub(crate) fn write_pending(&mut self) -> io::Result<()> {
         self.entries.write_pending()
     }

@@ -102,6 +102,10 @@ pub(crate) fn open(dir: &Path, config: LogConfig, opening: Opening) -> Result<Lo
         )
         .map_err(|error| read_error(dir, error))?
     };
+    // Thousands of logs are opened in a row, and most of them then wait.
+    for segment in &mut segments {
+        segment.close_files();
+    }
     Ok(Log {
         dir: shared_dir,
         config,

@@ -403,12 +403,13 @@ impl Segment {
         Ok(())
     }
 
-    /// Shortens the segment to the batches before `position`, and `offset`.
+    /// Shortens the segment to the batches before `position`, and `offset`. Returns the
+    /// offset after the last one.
     ///
     /// When a reader holds a slice of the file, its bytes must stay where they are: the
     /// kept part is copied to a new file that takes the name, and the old one goes when
     /// its last reader does.
-    pub(crate) fn truncate(&mut self, position: u64, offset: Offset) -> Result<(), ReadError> {
+    pub(crate) fn truncate(&mut self, position: u64, offset: Offset) -> Result<Offset, ReadError> {
         self.file()?;
         self.max_timestamp()?;
         self.indexes_mut()?;
@@ -431,8 +432,15 @@ impl Segment {
             self.first_timestamp = OnceLock::new();
         }
         let last = indexes.offsets.last()?;
-        let mut max = indexes.times.last();
+        let max = indexes.times.last();
         self.indexed_position = last.map_or(0, |entry| entry.position);
+        self.read_tail(max)
+    }
+
+    /// Reads the batches after the last index entry, for what the indexes leave out: the
+    /// largest timestamp and the offset after the last batch.
+    fn read_tail(&mut self, mut max: TimestampOffset) -> Result<Offset, ReadError> {
+        let mut next_offset = self.base_offset;
         self.walk(self.indexed_position, |batch| {
             if batch.header.max_timestamp > max.timestamp {
                 max = TimestampOffset {
@@ -440,10 +448,11 @@ impl Segment {
                     offset: batch.header.last_offset(),
                 };
             }
+            next_offset = batch.header.next_offset();
             ControlFlow::<()>::Continue(())
         })?;
         self.max_timestamp = OnceLock::from(max);
-        Ok(())
+        Ok(next_offset)
     }
 
     /// Cuts the file, of which nobody has read anything yet.
@@ -460,8 +469,8 @@ impl Segment {
     /// Empties the indexes, to observe every batch again.
     pub(crate) fn reset_indexes(&mut self) -> io::Result<()> {
         let mut indexes = Box::new(self.open_indexes()?);
-        indexes.offsets.truncate(0)?;
-        indexes.times.truncate(self.base_offset)?;
+        indexes.offsets.clear()?;
+        indexes.times.clear()?;
         let mut open = self.open_files();
         open.indexes = Some(indexes);
         open.checked = true;
@@ -474,26 +483,14 @@ impl Segment {
     /// Takes what the indexes say as it is after a clean shutdown, and reads the rest of
     /// the segment, which is no more than they leave out. The offset after the last.
     pub(crate) fn load_tail(&mut self) -> Result<Offset, ReadError> {
-        let mut next_offset = self.base_offset;
-        if self.size == 0 {
-            self.max_timestamp = OnceLock::from(TimestampOffset::none(self.base_offset));
-            return Ok(next_offset);
+        let mut max = TimestampOffset::none(self.base_offset);
+        if self.size > SHORT_SEGMENT_BYTES {
+            let last;
+            (last, max) =
+                self.with_indexes(|indexes| Ok((indexes.offsets.last()?, indexes.times.last())))?;
+            self.indexed_position = last.map_or(0, |entry| entry.position);
         }
-        let (last, mut max) =
-            self.with_indexes(|indexes| Ok((indexes.offsets.last()?, indexes.times.last())))?;
-        self.indexed_position = last.map_or(0, |entry| entry.position);
-        self.walk(self.indexed_position, |batch| {
-            if batch.header.max_timestamp > max.timestamp {
-                max = TimestampOffset {
-                    timestamp: batch.header.max_timestamp,
-                    offset: batch.header.last_offset(),
-                };
-            }
-            next_offset = batch.header.next_offset();
-            ControlFlow::<()>::Continue(())
-        })?;
-        self.max_timestamp = OnceLock::from(max);
-        Ok(next_offset)
+        self.read_tail(max)
     }
 
     /// Lets go of files and mappings that were not used since the last call.
@@ -510,7 +507,7 @@ impl Segment {
         }
     }
 
-    fn close_files(&mut self) {
+    pub(crate) fn close_files(&mut self) {
         let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(indexes) = &mut open.indexes {
             // Entries that can't be written now stay in memory until they can.
@@ -585,8 +582,8 @@ impl Segment {
     }
 
     fn remake(&self, indexes: &mut Indexes, file: &SegmentFile) -> Result<(), ReadError> {
-        indexes.offsets.truncate(0)?;
-        indexes.times.truncate(self.base_offset)?;
+        indexes.offsets.clear()?;
+        indexes.times.clear()?;
         let mut max = TimestampOffset::none(self.base_offset);
         let (mut at, mut indexed) = (0, 0);
         while at < self.size {

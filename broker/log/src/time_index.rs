@@ -99,6 +99,11 @@ impl TimeIndex {
         self.reload_last()
     }
 
+    pub(crate) fn clear(&mut self) -> io::Result<()> {
+        self.last = TimestampOffset::none(self.base_offset);
+        self.entries.truncate(0)
+    }
+
     pub(crate) fn write_pending(&mut self) -> io::Result<()> {
         self.entries.write_pending()
     }

@@ -15,7 +15,7 @@ use crate::{
 
 impl Log {
     /// Removes the records from `offset` on, and returns whether there were any. A batch
-    /// that holds `offset` goes as a whole, which leaves a gap before `offset`.
+    /// that holds `offset` goes as a whole, and the log then ends before it.
     ///
     /// The recovery point moves back with the end. Before it is truncated below what the
     /// checkpoint file says, that file must be rewritten, or a crash in between would look
@@ -24,7 +24,7 @@ impl Log {
         if offset >= self.log_end_offset {
             return Ok(false);
         }
-        if offset < self.segments[0].base_offset() {
+        if offset <= self.log_start_offset {
             self.truncate_fully_and_start_at(offset, now_ms)?;
             return Ok(true);
         }
@@ -33,21 +33,26 @@ impl Log {
             // From the end, so that a crash leaves no hole.
             self.remove_files(self.segments.len() - 1, now_ms)?;
             let removed = self.segments.pop();
-            let end = removed.map_or(offset, |segment| segment.base_offset());
-            self.end_at(end);
+            self.end_at(removed.map_or(offset, |segment| segment.base_offset()));
         }
         let config = self.config.clone();
-        self.active_mut().set_capacity(&config);
-        let cut = match self.active().find(offset) {
-            Ok(Some(batch)) => self.active_mut().truncate(batch.position, offset),
-            Ok(None) => Ok(()),
+        let active = self.active_mut();
+        active.set_capacity(&config);
+        let end = match active.find(offset) {
+            Ok(Some(batch)) => active.truncate(batch.position, offset),
+            // Compaction has left nothing there.
+            Ok(None) => active.load_tail(),
             Err(error) => Err(error),
         };
-        cut.map_err(|error| self.read_error(error))?;
-        self.end_at(offset);
-        self.log_start_offset = self.log_start_offset.min(offset);
-        self.epochs.truncate_end(offset);
-        self.snapshots.remove(|taken_at| taken_at > offset);
+        let end = end.map_err(|error| self.read_error(error))?;
+        if end < self.log_start_offset {
+            // The batch that went held the first record.
+            self.truncate_fully_and_start_at(self.log_start_offset, now_ms)?;
+            return Ok(true);
+        }
+        self.end_at(end);
+        self.epochs.truncate_end(end);
+        self.snapshots.remove(|taken_at| taken_at > end);
         self.reload_producers(now_ms)?;
         Ok(true)
     }
