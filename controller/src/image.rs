@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The state of the cluster at one revision of the metadata store.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterImage {
     revision: Revision,
     cluster_id: Option<Arc<str>>,
@@ -538,3 +538,7 @@ pub enum TopicChange<'a> {
 fn unified(name: &str) -> Option<String> {
     name.contains(['.', '_']).then(|| name.replace('.', "_"))
 }
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;

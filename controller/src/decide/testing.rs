@@ -95,6 +95,10 @@ impl Cluster {
         }]);
     }
 
+    pub(crate) fn entry_count(&self) -> usize {
+        self.entries.len()
+    }
+
     pub(crate) fn would_accept(&self, changes: &ChangeSet) -> bool {
         changes.guards.iter().all(|guard| {
             let entry = |key: &String| self.entries.get(key);

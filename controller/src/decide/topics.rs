@@ -5,10 +5,7 @@
 //! states that belong to nothing ([`super::brokers::remove_orphans`]), never a topic
 //! without them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{Rng, RngCore};
 use yuxi_protocol::ids::{BrokerId, PartitionId, TopicId};
@@ -133,7 +130,7 @@ pub fn create(
             };
             let created = CreatedTopic {
                 name: topic.name.clone(),
-                id: random_topic_id(random),
+                id: unused_topic_id(image, random),
                 partitions: states.len() as i32,
                 replication_factor: states[0].replicas.len() as i16,
             };
@@ -539,6 +536,15 @@ fn topic_value(topic_id: TopicId, partitions: usize) -> bytes::Bytes {
     })
 }
 
+fn unused_topic_id(image: &ClusterImage, random: &mut dyn RngCore) -> TopicId {
+    loop {
+        let id = random_topic_id(random);
+        if image.topic_by_id(id).is_none() {
+            return id;
+        }
+    }
+}
+
 /// A random UUID, neither of Kafka's two reserved ones nor with a dash in front, which
 /// its tools would take for an option.
 pub(crate) fn random_topic_id(random: &mut dyn RngCore) -> TopicId {
@@ -550,10 +556,7 @@ pub(crate) fn random_topic_id(random: &mut dyn RngCore) -> TopicId {
                 .into_uuid()
                 .into_bytes(),
         );
-        let mut text = String::new();
-        // A string takes everything.
-        let _ = write!(text, "{id}");
-        if !text.starts_with('-') {
+        if !id.to_string().starts_with('-') {
             return id;
         }
     }

@@ -470,3 +470,154 @@ impl Cursor {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn put(key: &str, session: Option<SessionId>) -> Transaction {
+        Transaction {
+            guards: Vec::new(),
+            operations: vec![Operation::Put {
+                key: key.to_owned(),
+                value: Bytes::from_static(b"value"),
+                session,
+            }],
+        }
+    }
+
+    async fn keys(store: &EmbeddedStore) -> Vec<String> {
+        let snapshot = store.read("").await.unwrap();
+        snapshot
+            .entries
+            .iter()
+            .map(|entry| entry.key.to_string())
+            .collect()
+    }
+
+    /// What a process that is killed now would leave behind, opened by the next.
+    fn after_a_kill(directory: &Path) -> (EmbeddedStore, tempfile::TempDir) {
+        let copy = tempfile::tempdir().unwrap();
+        for file in fs::read_dir(directory).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
+        (EmbeddedStore::open(copy.path()).unwrap(), copy)
+    }
+
+    #[tokio::test]
+    async fn what_was_committed_survives_a_kill_and_sessions_do_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(directory.path()).unwrap();
+        let session = store.open_session(Duration::from_mins(1)).await.unwrap();
+        store.commit(put("a", None)).await.unwrap();
+        store.commit(put("s", Some(session))).await.unwrap();
+        let Ok(Commit::Applied(last)) = store.commit(put("b", None)).await else {
+            panic!("nothing guards this");
+        };
+        let (next, _copy) = after_a_kill(directory.path());
+        assert_eq!(keys(&next).await, ["a", "b"]);
+        let before = store.read("a").await.unwrap().entries;
+        let after = next.read("a").await.unwrap();
+        assert_eq!(after.entries, before);
+        assert_eq!(after.revision, last);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_a_session_takes_over_is_gone_after_a_kill() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(directory.path()).unwrap();
+        let session = store.open_session(Duration::from_mins(1)).await.unwrap();
+        store.commit(put("k", None)).await.unwrap();
+        store.commit(put("k", Some(session))).await.unwrap();
+        let (next, _copy) = after_a_kill(directory.path());
+        assert!(keys(&next).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_new_file_takes_its_name_with_the_first_commit_that_must_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let name = directory.path().join("metadata.redb");
+        let store = EmbeddedStore::open(directory.path()).unwrap();
+        let session = store.open_session(Duration::from_mins(1)).await.unwrap();
+        store.commit(put("s", Some(session))).await.unwrap();
+        assert!(!name.exists());
+        drop(store);
+        // A start that was cut short before is no obstacle to the next.
+        let store = EmbeddedStore::open(directory.path()).unwrap();
+        store.commit(put("k", None)).await.unwrap();
+        assert!(name.exists());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_database_is_an_error_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let name = directory.path().join("metadata.redb");
+        fs::write(&name, b"not a database").unwrap();
+        let error = EmbeddedStore::open(directory.path())
+            .err()
+            .expect("refused");
+        assert!(matches!(&error, StoreError::Damaged(_)), "{error}");
+        assert!(error.to_string().contains("metadata.redb"), "{error}");
+        assert_eq!(fs::read(&name).unwrap(), b"not a database");
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_is_older_than_the_history_is_told_so() {
+        let store = EmbeddedStore::in_memory();
+        let start = store.read("").await.unwrap().revision;
+        let mut old = store.watch("", start).await.unwrap();
+        for _ in 0..=HISTORY_BATCHES {
+            store.commit(put("k", None)).await.unwrap();
+        }
+        let next = futures_util::StreamExt::next(&mut old).await;
+        assert_eq!(next, Some(Ok(WatchEvent::Compacted)));
+        let oldest = store.shared.memory().compacted;
+        let mut kept = store.watch("", oldest).await.unwrap();
+        let next = futures_util::StreamExt::next(&mut kept).await;
+        assert!(
+            matches!(next, Some(Ok(WatchEvent::Batch(batch))) if batch.revision == oldest.next())
+        );
+    }
+
+    /// A commit that fails half-way: `landed` says whether it got to the disk. A session
+    /// ends before anybody can find out.
+    async fn failed_commit(landed: bool) -> Vec<String> {
+        let directory = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(directory.path()).unwrap();
+        let session = store.open_session(Duration::from_mins(1)).await.unwrap();
+        store.commit(put("a", None)).await.unwrap();
+        store.commit(put("s", Some(session))).await.unwrap();
+        {
+            let mut file = store.shared.file.lock().unwrap();
+            let file = file.as_mut().unwrap();
+            let operations = put("doubtful", None).operations;
+            let batch = Arc::new(store.shared.memory().plan(&operations).unwrap());
+            if landed {
+                file.file.commit(&batch, &[&batch.changes[0]]).unwrap();
+            }
+            file.in_doubt = Some(batch);
+        }
+        store.close_session(session).await.unwrap();
+        assert_eq!(keys(&store).await, ["a"], "nothing shows before it is sure");
+        store.commit(put("b", None)).await.unwrap();
+        let (next, _copy) = after_a_kill(directory.path());
+        assert_eq!(keys(&next).await, keys(&store).await);
+        keys(&store).await
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_failed_after_it_reached_the_disk_is_seen_once_the_disk_is_read() {
+        assert_eq!(failed_commit(true).await, ["a", "b", "doubtful"]);
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_failed_before_it_reached_the_disk_is_forgotten() {
+        assert_eq!(failed_commit(false).await, ["a", "b"]);
+    }
+}
