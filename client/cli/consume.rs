@@ -62,11 +62,9 @@ pub(crate) async fn run(mut config: ClientConfig, args: Args) -> Outcome {
         match from {
             None => {}
             Some(Begin::Spec(OffsetSpec::Earliest)) => {
-                drop(config.set("auto.offset.reset", "earliest")?)
+                config.set("auto.offset.reset", "earliest")?
             }
-            Some(Begin::Spec(OffsetSpec::Latest)) => {
-                drop(config.set("auto.offset.reset", "latest")?)
-            }
+            Some(Begin::Spec(OffsetSpec::Latest)) => config.set("auto.offset.reset", "latest")?,
             Some(_) => {
                 return Err(Failure::Usage(
                     "with a group, -o is start or end; set the group's offsets with: yuxi group seek"
@@ -157,14 +155,14 @@ fn print(out: &[u8]) -> Outcome {
 
 /// Where `-o` says to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Begin {
+pub(crate) enum Begin {
     Offset(i64),
     BeforeEnd(i64),
     Spec(OffsetSpec),
 }
 
 impl Begin {
-    fn parse(text: &str) -> Outcome<Self> {
+    pub(crate) fn parse(text: &str) -> Outcome<Self> {
         let wrong = || {
             Failure::Usage(format!(
                 "-o {text}: expected start, end, an offset, -N or @TIMESTAMP_MS"

@@ -4,11 +4,16 @@
 //! every failure into one line on stderr and an exit code; each command has a
 //! file of its own. A closed stdout ends any command quietly.
 
+mod bench;
+mod cluster;
+mod config;
 mod consume;
 mod failure;
 mod format;
+mod group;
 mod output;
 mod produce;
+mod topic;
 
 use std::process::ExitCode;
 
@@ -54,6 +59,21 @@ enum Command {
     Produce(produce::Args),
     /// Print a topic's records.
     Consume(consume::Args),
+    /// Create, list, describe, alter, trim and delete topics.
+    #[command(subcommand)]
+    Topic(topic::Command),
+    /// List, describe, seek and delete consumer groups.
+    #[command(subcommand)]
+    Group(group::Command),
+    /// Show the brokers and whether all is well.
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    /// Show and change settings of topics, brokers and groups.
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Measure throughput and latency.
+    #[command(subcommand)]
+    Bench(bench::Command),
 }
 
 fn main() -> ExitCode {
@@ -85,10 +105,17 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Outcome {
     let config = client_config(&cli.global)?;
+    let format = cli.global.output;
     match cli.command {
-        // These two end in order when interrupted: delivered, committed.
+        // These two end in order when interrupted: delivered, committed. The others
+        // are ended by the signal itself.
         Command::Produce(args) => produce::run(config, args).await,
         Command::Consume(args) => consume::run(config, args).await,
+        Command::Topic(command) => topic::run(config, command, format).await,
+        Command::Group(command) => group::run(config, command, format).await,
+        Command::Cluster(command) => cluster::run(config, command, format).await,
+        Command::Config(command) => config::run(config, command, format).await,
+        Command::Bench(command) => bench::run(config, command, format).await,
     }
 }
 

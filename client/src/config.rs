@@ -299,7 +299,7 @@ impl ClientConfig {
     }
 
     /// Sets one setting by its name or one of its other names.
-    pub fn set(&mut self, name: &str, value: &str) -> Result<&mut Self> {
+    pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
         let setting = SETTINGS
             .iter()
             .find(|setting| setting.name == name || setting.aliases.contains(&name))
@@ -307,7 +307,7 @@ impl ClientConfig {
         (setting.apply)(self, value.trim()).map_err(|why| {
             Error::Config(format!("setting {name}: '{value}' is not valid: {why}"))
         })?;
-        Ok(self)
+        Ok(())
     }
 
     /// What a producer acknowledges by, and whether it is idempotent, once both

@@ -5,6 +5,7 @@
 //! names. A [`Cluster`] holds the connections and may be shared by any number
 //! of producers, consumers and admin clients.
 
+pub mod admin;
 mod backoff;
 pub mod cluster;
 pub mod config;
@@ -15,6 +16,7 @@ pub mod metadata;
 pub mod offsets;
 pub mod producer;
 
+pub use admin::Admin;
 pub use cluster::Cluster;
 pub use config::ClientConfig;
 pub use connection::Connection;

@@ -29,6 +29,7 @@ use cursor::{Cursor, Position};
 use fetch::Fetched;
 use group::{GroupEvent, Membership};
 pub use group_api::{CommittedOffset, committed_offsets};
+pub(crate) use group_api::{commit_as_outsider, decode_assignment};
 
 /// A record as it was read. Key, value and header values share the bytes that
 /// came from the network.
