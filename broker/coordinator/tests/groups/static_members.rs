@@ -222,18 +222,27 @@ fn a_given_out_member_id_is_not_for_static_members() {
 #[test]
 fn a_join_phase_that_only_absent_static_members_are_in_does_not_spin() {
     let mut rt = Runtime::undelayed();
-    let join = |instance| Join {
+    let (b, id_b) = rt.join_new(&Join::new("g"));
+    let a = rt.join(&Join {
         rebalance_ms: 0,
-        ..member(instance)
-    };
-    let a = rt.join(&join("a"));
+        ..member("a")
+    });
+    assert!(rt.is_waiting(a));
+    rt.join(&Join {
+        member_id: &id_b,
+        ..Join::new("g")
+    });
     let id_a = rt.joined(a).member_id.to_string();
-    let b = rt.join(&join("b"));
-    // Time is up at once: b goes on without a's word, then loses its patience.
-    let id_b = rt.joined(b).member_id.to_string();
-    rt.leave("g", &[(&id_b, Some("b"))]);
-    rt.advance(60_000);
-    assert_eq!(rt.state("g"), "Empty");
+    assert_ne!(rt.joined(b).generation_id, 2);
+    rt.sync("g", &id_a, 2, &[]);
+    rt.sync("g", &id_b, 2, &[]);
+    assert_eq!(rt.state("g"), "Stable");
+    // From here on the only one left gives itself no time to rejoin at all.
+    rt.leave("g", &[(&id_b, None)]);
+    assert_eq!(rt.state("g"), "PreparingRebalance");
+    rt.advance(9_999);
     let ticket = rt.heartbeat("g", &id_a, 2);
-    assert_eq!(rt.error(ticket), ErrorCode::UnknownMemberId);
+    assert_eq!(rt.error(ticket), ErrorCode::RebalanceInProgress);
+    rt.advance(10_000);
+    assert_eq!(rt.state("g"), "Empty");
 }
