@@ -1,8 +1,10 @@
 //! `yuxi bench`: how fast records go in, come out, and pass through.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -175,7 +177,7 @@ async fn consume(cluster: Cluster, load: &Load) -> Outcome<Value> {
         seen += batch.len() as u64;
         let values = batch
             .iter()
-            .map(|record| record.value.as_ref().map_or(0, |v| v.len()));
+            .map(|record| record.value.as_ref().map_or(0, Bytes::len));
         bytes += values.sum::<usize>();
         progress.show(seen, bytes as u64);
     }
@@ -300,11 +302,13 @@ fn sentence(report: &Value) -> String {
         number("seconds")
     );
     if report.get("records_per_second").is_some() {
-        text.push_str(&format!(
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
             ": {:.0} records/s, {:.1} MB/s",
             number("records_per_second"),
             number("megabytes_per_second")
-        ));
+        );
     }
     for (name, label) in [
         ("acknowledged_ms", "acknowledged"),
@@ -314,10 +318,16 @@ fn sentence(report: &Value) -> String {
             continue;
         };
         let of = |share: &str| latency[share].as_f64().unwrap_or_default();
-        text.push_str(&format!(
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
             "\n{label} after p50 {:.3} ms, p95 {:.3} ms, p99 {:.3} ms, p99.9 {:.3} ms, max {:.3} ms",
-            of("p50"), of("p95"), of("p99"), of("p999"), of("max")
-        ));
+            of("p50"),
+            of("p95"),
+            of("p99"),
+            of("p999"),
+            of("max")
+        );
     }
     text
 }

@@ -62,7 +62,7 @@ pub(crate) async fn run(mut config: ClientConfig, args: Args) -> Outcome {
         match from {
             None => {}
             Some(Begin::Spec(OffsetSpec::Earliest)) => {
-                config.set("auto.offset.reset", "earliest")?
+                config.set("auto.offset.reset", "earliest")?;
             }
             Some(Begin::Spec(OffsetSpec::Latest)) => config.set("auto.offset.reset", "latest")?,
             Some(_) => {

@@ -122,7 +122,6 @@ async fn run(cli: Cli) -> Outcome {
 /// Defaults, then `-b`, then every `-X`.
 fn client_config(global: &Global) -> Outcome<ClientConfig> {
     let mut config = ClientConfig::new(&global.bootstrap)?;
-    config.client_id = "yuxi".to_owned();
     for setting in &global.settings {
         let (name, value) = setting
             .split_once('=')

@@ -63,6 +63,8 @@ impl Table {
     }
 
     fn text(&self) -> String {
+        // Writing to a String cannot fail.
+        use std::fmt::Write as _;
         let texts: Vec<Vec<String>> = self
             .rows
             .iter()
@@ -95,9 +97,9 @@ impl Table {
                     out.push_str("  ");
                 }
                 if numeric[column] {
-                    out.push_str(&format!("{cell:>width$}"));
+                    let _ = write!(out, "{cell:>width$}");
                 } else {
-                    out.push_str(&format!("{cell:<width$}"));
+                    let _ = write!(out, "{cell:<width$}");
                 }
             }
             text.push_str(out.trim_end());

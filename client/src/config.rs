@@ -144,7 +144,7 @@ settings! {
     "bootstrap.servers" ["metadata.broker.list"] = "localhost:9092",
         "Brokers to begin with, HOST:PORT separated by commas.",
         |c, v| c.bootstrap = addresses(v)?;
-    "client.id" = "yuxi", "The name that brokers log and account for.", |c, v| c.client_id = v.to_owned();
+    "client.id" = "yuxi", "The name that brokers log and account for.", |c, v| v.clone_into(&mut c.client_id);
     "metadata.max.age.ms" ["topic.metadata.refresh.interval.ms"] = "300000",
         "Ask again for leaders and partitions after this time.",
         |c, v| c.metadata_max_age = millis(v, 10, 86_400_000)?;

@@ -94,7 +94,7 @@ impl Shared {
     }
 
     /// Ends the connection for everyone: the first reason stands.
-    fn end(&self, reason: Error) {
+    fn end(&self, reason: &Error) {
         let waiting = {
             let mut queue = self.queue();
             queue.ended.get_or_insert_with(|| reason.clone());
@@ -403,7 +403,7 @@ impl<R: RequestResponsePair> Reply<R> {
                     what: format!("{} to {}", R::NAME, inner.address),
                     timeout_ms: self.timeout.as_millis() as u64,
                 };
-                inner.shared.end(error.clone());
+                inner.shared.end(&error);
                 for task in &inner.tasks {
                     task.abort();
                 }
@@ -426,13 +426,13 @@ async fn write_frames(
         for frame in frames.drain(..) {
             if joined.len() + frame.len() > COALESCE_BYTES && !joined.is_empty() {
                 if let Err(error) = socket.write_all(&joined).await {
-                    return shared.end(lost(&address, &error.to_string()));
+                    return shared.end(&lost(&address, &error.to_string()));
                 }
                 joined.clear();
             }
             if frame.len() > COALESCE_BYTES {
                 if let Err(error) = socket.write_all(&frame).await {
-                    return shared.end(lost(&address, &error.to_string()));
+                    return shared.end(&lost(&address, &error.to_string()));
                 }
             } else {
                 joined.put_slice(&frame);
@@ -440,7 +440,7 @@ async fn write_frames(
         }
         if !joined.is_empty() {
             if let Err(error) = socket.write_all(&joined).await {
-                return shared.end(lost(&address, &error.to_string()));
+                return shared.end(&lost(&address, &error.to_string()));
             }
             joined.clear();
         }
@@ -457,14 +457,14 @@ async fn read_frames(
     let reason = loop {
         match read_frame(&mut socket, &mut buffer, max_bytes, &address).await {
             Ok(frame) => {
-                if let Err(error) = deliver(&shared, frame, &address) {
+                if let Err(error) = deliver(&shared, &frame, &address) {
                     break error;
                 }
             }
             Err(error) => break error,
         }
     };
-    shared.end(reason);
+    shared.end(&reason);
 }
 
 async fn read_frame(
@@ -510,7 +510,7 @@ async fn fill(
 }
 
 /// Gives the answer to the request at the head of the queue.
-fn deliver(shared: &Shared, frame: Bytes, address: &str) -> Result<()> {
+fn deliver(shared: &Shared, frame: &Bytes, address: &str) -> Result<()> {
     let malformed = |detail: String| Error::Malformed {
         what: "answer header",
         address: address.to_owned(),

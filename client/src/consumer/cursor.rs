@@ -116,15 +116,13 @@ impl Cursor {
             return Ok(0);
         };
         let length = bytes.len();
-        let mut batches = 0;
-        for batch in shared_batches(bytes) {
+        for (at, batch) in shared_batches(bytes).enumerate() {
             let batch = match batch {
                 Ok(batch) => batch,
                 // The size limit cut the last batch off; it comes again.
-                Err(BatchError::Truncated { .. }) if batches > 0 => break,
+                Err(BatchError::Truncated { .. }) if at > 0 => break,
                 Err(error) => return Err(self.malformed(&error)),
             };
-            batches += 1;
             if self.check_crcs {
                 let checked = batch.view().and_then(|view| view.check_crc());
                 checked.map_err(|error| self.malformed(&error))?;

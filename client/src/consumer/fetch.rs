@@ -97,9 +97,10 @@ impl Consumer {
                 }
             }
             self.fetching.insert(broker);
-            let max_wait = match left_out {
-                true => self.config.fetch_max_wait.min(SHORT_WAIT),
-                false => self.config.fetch_max_wait,
+            let max_wait = if left_out {
+                self.config.fetch_max_wait.min(SHORT_WAIT)
+            } else {
+                self.config.fetch_max_wait
             };
             let cluster = self.cluster.clone();
             let metadata = metadata.clone();

@@ -271,9 +271,10 @@ impl Member {
             generation = joined.generation_id,
             "joined"
         );
-        let assignments = match joined.leader == joined.member_id && !joined.skip_assignment {
-            true => self.lead(&joined).await?,
-            false => Vec::new(),
+        let assignments = if joined.leader == joined.member_id && !joined.skip_assignment {
+            self.lead(&joined).await?
+        } else {
+            Vec::new()
         };
         let sync = self.sync(&coordinator, &joined, assignments);
         let synced = match self.unless_told(sync).await {

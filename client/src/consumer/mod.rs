@@ -270,9 +270,10 @@ impl Consumer {
 
     /// Commits if commits are automatic, leaves the group, and ends.
     pub async fn close(mut self) -> Result<()> {
-        let committed = match self.config.auto_commit && self.config.group_id.is_some() {
-            true => self.commit().await,
-            false => Ok(()),
+        let committed = if self.config.auto_commit && self.config.group_id.is_some() {
+            self.commit().await
+        } else {
+            Ok(())
         };
         if let Some(membership) = self.membership.take() {
             membership.leave().await;
@@ -454,15 +455,14 @@ impl Consumer {
                 }
                 GroupEvent::Assign { partitions } => {
                     for (partition, committed) in partitions {
+                        if committed.is_none() && self.config.offset_reset == OffsetReset::Error {
+                            return Err(Error::Config(format!(
+                                "the group has no offset for {partition}, and auto.offset.reset is error"
+                            )));
+                        }
                         let spec = match self.config.offset_reset {
-                            OffsetReset::Earliest => OffsetSpec::Earliest,
                             OffsetReset::Latest => OffsetSpec::Latest,
-                            OffsetReset::Error if committed.is_none() => {
-                                return Err(Error::Config(format!(
-                                    "group has no offset for {partition} and auto.offset.reset=error"
-                                )));
-                            }
-                            OffsetReset::Error => OffsetSpec::Earliest,
+                            OffsetReset::Earliest | OffsetReset::Error => OffsetSpec::Earliest,
                         };
                         let position = committed.map_or(Position::Unknown(spec), Position::At);
                         let cursor = self.new_cursor(&partition, position);

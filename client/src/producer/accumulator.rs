@@ -132,6 +132,8 @@ impl Drained {
     }
 }
 
+// A batch that is given back is gone: it gets one outcome, or goes into the queue again.
+#[allow(clippy::needless_pass_by_value)]
 impl Accumulator {
     pub(crate) fn new(settings: Settings) -> Self {
         Self {

@@ -1,0 +1,441 @@
+//! A small broker in memory, which can be told to misbehave.
+//!
+//! It keeps one topic's records, checks an idempotent producer's sequence
+//! numbers as Kafka does, and before each Produce request looks whether a
+//! [`Fault`] is due. Two nodes may share one state, so that leadership can move.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use yuxi_client::protocol::error_code::ErrorCode;
+use yuxi_client::protocol::frame::{RequestHead, encode_response, request_limits};
+use yuxi_client::protocol::messages::api_versions_response::ApiVersion as OfferedApi;
+use yuxi_client::protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
+use yuxi_client::protocol::messages::list_offsets_response::{
+    ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
+};
+use yuxi_client::protocol::messages::metadata_response::{
+    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+};
+use yuxi_client::protocol::messages::produce_response::{
+    PartitionProduceResponse, TopicProduceResponse,
+};
+use yuxi_client::protocol::messages::{
+    ApiVersionsResponse, FetchRequest, FetchResponse, InitProducerIdResponse, KafkaResponse,
+    ListOffsetsRequest, ListOffsetsResponse, MetadataResponse, ProduceRequest, ProduceResponse,
+};
+use yuxi_client::protocol::record::batch::advance_sequence;
+use yuxi_client::protocol::record::{BatchHeader, BatchView, batches};
+
+pub(crate) const TOPIC: &str = "t";
+const FRAME_LIMIT: usize = 64 << 20;
+const BATCHES_REMEMBERED: usize = 5;
+
+/// What a Produce request meets instead of being served.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// Nothing unusual.
+    None,
+    /// The connection breaks before the records are written.
+    DropBefore,
+    /// The connection breaks after the records are written.
+    DropAfter,
+    /// Refused with this code.
+    Refuse(ErrorCode),
+    /// Answered with these bytes as the whole frame, length included.
+    Raw(Bytes),
+    /// Never answered.
+    Silence,
+}
+
+/// One partition.
+#[derive(Default)]
+pub(crate) struct Log {
+    pub(crate) leader: usize,
+    pub(crate) leader_epoch: i32,
+    pub(crate) values: Vec<Vec<u8>>,
+    bytes: Vec<(i64, Bytes)>,
+    producers: HashMap<i64, ProducerState>,
+}
+
+#[derive(Default)]
+struct ProducerState {
+    epoch: i16,
+    /// First and last sequence and base offset of the last batches.
+    recent: VecDeque<(i32, i32, i64)>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) partitions: Vec<Log>,
+    pub(crate) produce_faults: VecDeque<Fault>,
+    pub(crate) fetch_faults: VecDeque<Fault>,
+    /// Refuses batches of more bytes.
+    pub(crate) max_batch_bytes: Option<usize>,
+    /// Whether ApiVersions beyond version 0 is unknown.
+    pub(crate) old_api_versions: bool,
+    pub(crate) api_versions_seen: Vec<i16>,
+    pub(crate) produce_requests: usize,
+    ports: Vec<u16>,
+    next_producer_id: i64,
+}
+
+/// Nodes that share a state.
+#[derive(Clone)]
+pub(crate) struct FakeCluster {
+    state: Arc<Mutex<State>>,
+}
+
+impl FakeCluster {
+    /// Starts `nodes` nodes on free ports; node 0 leads all `partitions`.
+    pub(crate) async fn start(nodes: usize, partitions: usize) -> Self {
+        let state = State {
+            partitions: (0..partitions).map(|_| Log::default()).collect(),
+            ..State::default()
+        };
+        let cluster = Self {
+            state: Arc::new(Mutex::new(state)),
+        };
+        for node in 0..nodes {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let port = listener.local_addr().expect("bound").port();
+            cluster.state().ports.push(port);
+            let cluster = cluster.clone();
+            tokio::spawn(async move {
+                while let Ok((socket, _)) = listener.accept().await {
+                    tokio::spawn(serve(socket, node, cluster.clone()));
+                }
+            });
+        }
+        cluster
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .expect("no test panics while it holds the state")
+    }
+
+    pub(crate) fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.state().ports[0])
+    }
+
+    /// The values in a partition, as text.
+    pub(crate) fn values(&self, partition: usize) -> Vec<String> {
+        let text = |value: &Vec<u8>| String::from_utf8_lossy(value).into_owned();
+        self.state().partitions[partition]
+            .values
+            .iter()
+            .map(text)
+            .collect()
+    }
+}
+
+async fn serve(mut socket: TcpStream, node: usize, cluster: FakeCluster) {
+    loop {
+        let mut prefix = [0; 4];
+        if socket.read_exact(&mut prefix).await.is_err() {
+            return;
+        }
+        let mut frame = BytesMut::zeroed(u32::from_be_bytes(prefix) as usize);
+        if socket.read_exact(&mut frame).await.is_err() {
+            return;
+        }
+        let (head, body) = RequestHead::decode(frame.freeze(), request_limits(FRAME_LIMIT))
+            .expect("our client's requests are well-formed");
+        match answer(&head, body, node, &cluster) {
+            Answer::Frame(frame) => {
+                if socket.write_all(&frame).await.is_err() {
+                    return;
+                }
+            }
+            Answer::Hold => {}
+            Answer::Close => return,
+        }
+    }
+}
+
+enum Answer {
+    Frame(Bytes),
+    Hold,
+    Close,
+}
+
+fn answer(head: &RequestHead, body: Bytes, node: usize, cluster: &FakeCluster) -> Answer {
+    let mut state = cluster.state();
+    match head.api_key {
+        0 => produce(head, body, node, &mut state),
+        1 => fetch(head, body, &mut state),
+        2 => frame(head, &list_offsets(head, body, &state)),
+        3 => frame(head, &metadata(head, &state)),
+        18 => api_versions(head, &mut state),
+        22 => {
+            state.next_producer_id += 1;
+            let mut answer = InitProducerIdResponse::default();
+            answer.producer_id = 1000 + state.next_producer_id;
+            frame(head, &answer)
+        }
+        other => panic!("the fake broker does not know API {other}"),
+    }
+}
+
+fn frame<R: KafkaResponse>(head: &RequestHead, answer: &R) -> Answer {
+    Answer::Frame(
+        encode_response(head.correlation_id, head.api_version, answer).expect("representable"),
+    )
+}
+
+fn api_versions(head: &RequestHead, state: &mut State) -> Answer {
+    state.api_versions_seen.push(head.api_version);
+    let mut answer = ApiVersionsResponse::default();
+    for (api_key, max_version) in [(0, 9), (1, 12), (2, 5), (3, 9), (18, 3), (22, 4)] {
+        let mut offered = OfferedApi::default();
+        offered.api_key = api_key;
+        offered.max_version = if api_key == 18 && state.old_api_versions {
+            0
+        } else {
+            max_version
+        };
+        answer.api_keys.push(offered);
+    }
+    if state.old_api_versions && head.api_version > 0 {
+        answer.error_code = ErrorCode::UnsupportedVersion.code();
+        let head = RequestHead {
+            api_version: 0,
+            ..head.clone()
+        };
+        return frame(&head, &answer);
+    }
+    frame(head, &answer)
+}
+
+fn metadata(head: &RequestHead, state: &State) -> MetadataResponse {
+    let mut answer = MetadataResponse::default();
+    for (node, port) in (0..).zip(&state.ports) {
+        let mut broker = MetadataResponseBroker::default();
+        broker.node_id = node;
+        broker.host = "127.0.0.1".into();
+        broker.port = i32::from(*port);
+        answer.brokers.push(broker);
+    }
+    let mut topic = MetadataResponseTopic::default();
+    topic.name = Some(TOPIC.into());
+    for (index, log) in (0..).zip(&state.partitions) {
+        let mut partition = MetadataResponsePartition::default();
+        partition.partition_index = index;
+        partition.leader_id = log.leader as i32;
+        partition.leader_epoch = if head.api_version >= 7 {
+            log.leader_epoch
+        } else {
+            -1
+        };
+        topic.partitions.push(partition);
+    }
+    answer.topics = vec![topic];
+    answer
+}
+
+fn produce(head: &RequestHead, body: Bytes, node: usize, state: &mut State) -> Answer {
+    state.produce_requests += 1;
+    let request: ProduceRequest = head
+        .decode_body(body, request_limits(FRAME_LIMIT))
+        .expect("well-formed");
+    let fault = state.produce_faults.pop_front().unwrap_or(Fault::None);
+    match &fault {
+        Fault::DropBefore => return Answer::Close,
+        Fault::Silence => return Answer::Hold,
+        Fault::Raw(bytes) => return Answer::Frame(bytes.clone()),
+        Fault::None | Fault::DropAfter | Fault::Refuse(_) => {}
+    }
+    let max_batch_bytes = state.max_batch_bytes;
+    let mut answer = ProduceResponse::default();
+    for topic in request.topic_data {
+        let mut topic_answer = TopicProduceResponse::default();
+        topic_answer.name = topic.name;
+        for partition in topic.partition_data {
+            let log = &mut state.partitions[partition.index as usize];
+            let records = partition.records.expect("our client sends records");
+            let mut part = PartitionProduceResponse::default();
+            part.index = partition.index;
+            let appended = match &fault {
+                Fault::Refuse(code) => Err(*code),
+                _ if log.leader != node => Err(ErrorCode::NotLeaderOrFollower),
+                _ if max_batch_bytes.is_some_and(|most| records.len() > most) => {
+                    Err(ErrorCode::MessageTooLarge)
+                }
+                _ => log.append(&records),
+            };
+            match appended {
+                Ok(offset) => part.base_offset = offset,
+                Err(code) => part.error_code = code.code(),
+            }
+            topic_answer.partition_responses.push(part);
+        }
+        answer.responses.push(topic_answer);
+    }
+    if matches!(fault, Fault::DropAfter) || request.acks == 0 {
+        return if request.acks == 0 {
+            Answer::Hold
+        } else {
+            Answer::Close
+        };
+    }
+    frame(head, &answer)
+}
+
+impl Log {
+    /// Appends a batch as a leader does, with the checks of an idempotent producer.
+    pub(crate) fn append(&mut self, records: &Bytes) -> Result<i64, ErrorCode> {
+        let view = BatchView::parse(records).map_err(|_| ErrorCode::CorruptMessage)?;
+        view.check_crc().map_err(|_| ErrorCode::CorruptMessage)?;
+        assert_eq!(
+            view.bytes().len(),
+            records.len(),
+            "one batch a partition and request"
+        );
+        let header = *view.header();
+        let offset = self.values.len() as i64;
+        if header.has_producer_id()
+            && let Some(written) = self.check_sequence(&header, offset)?
+        {
+            return Ok(written);
+        }
+        for record in view.records(FRAME_LIMIT) {
+            let record = record.map_err(|_| ErrorCode::InvalidRecord)?;
+            self.values.push(record.value.unwrap_or_default().to_vec());
+        }
+        let mut stored = BytesMut::from(view.bytes());
+        stored[..8].copy_from_slice(&offset.to_be_bytes());
+        self.bytes.push((offset, stored.freeze()));
+        Ok(offset)
+    }
+
+    /// The offset under which a repeated batch was written before, `None` for a new one.
+    fn check_sequence(
+        &mut self,
+        header: &BatchHeader,
+        offset: i64,
+    ) -> Result<Option<i64>, ErrorCode> {
+        let epoch = header.producer_epoch.value();
+        let producer = self
+            .producers
+            .entry(header.producer_id.value())
+            .or_default();
+        let (first, last) = (header.base_sequence, header.last_sequence());
+        if epoch < producer.epoch {
+            return Err(ErrorCode::InvalidProducerEpoch);
+        }
+        if epoch > producer.epoch {
+            *producer = ProducerState {
+                epoch,
+                ..ProducerState::default()
+            };
+        }
+        let repeated = producer
+            .recent
+            .iter()
+            .find(|seen| (seen.0, seen.1) == (first, last));
+        if let Some((_, _, written)) = repeated {
+            return Ok(Some(*written));
+        }
+        let expected = producer
+            .recent
+            .back()
+            .map_or(0, |(_, last, _)| advance_sequence(*last, 1));
+        if first != expected {
+            return Err(ErrorCode::OutOfOrderSequenceNumber);
+        }
+        producer.recent.push_back((first, last, offset));
+        if producer.recent.len() > BATCHES_REMEMBERED {
+            producer.recent.pop_front();
+        }
+        Ok(None)
+    }
+
+    /// Loses everything that is known of producers, as after an unclean election.
+    pub(crate) fn forget_producers(&mut self) {
+        self.producers.clear();
+    }
+}
+
+fn list_offsets(head: &RequestHead, body: Bytes, state: &State) -> ListOffsetsResponse {
+    let request: ListOffsetsRequest = head
+        .decode_body(body, request_limits(FRAME_LIMIT))
+        .expect("well-formed");
+    let mut answer = ListOffsetsResponse::default();
+    for topic in request.topics {
+        let mut topic_answer = ListOffsetsTopicResponse::default();
+        topic_answer.name = topic.name;
+        for partition in topic.partitions {
+            let end = state.partitions[partition.partition_index as usize]
+                .values
+                .len() as i64;
+            let mut part = ListOffsetsPartitionResponse::default();
+            part.partition_index = partition.partition_index;
+            part.offset = if partition.timestamp == -1 { end } else { 0 };
+            topic_answer.partitions.push(part);
+        }
+        answer.topics.push(topic_answer);
+    }
+    answer
+}
+
+fn fetch(head: &RequestHead, body: Bytes, state: &mut State) -> Answer {
+    let request: FetchRequest = head
+        .decode_body(body, request_limits(FRAME_LIMIT))
+        .expect("well-formed");
+    let fault = state.fetch_faults.pop_front().unwrap_or(Fault::None);
+    match &fault {
+        Fault::DropBefore | Fault::DropAfter => return Answer::Close,
+        Fault::Silence => return Answer::Hold,
+        Fault::Raw(bytes) => return Answer::Frame(bytes.clone()),
+        Fault::None | Fault::Refuse(_) => {}
+    }
+    let mut answer = FetchResponse::default();
+    for topic in request.topics {
+        let mut topic_answer = FetchableTopicResponse::default();
+        topic_answer.topic = topic.topic;
+        for partition in topic.partitions {
+            let log = &state.partitions[partition.partition as usize];
+            let mut part = PartitionData::default();
+            part.partition_index = partition.partition;
+            part.high_watermark = log.values.len() as i64;
+            part.last_stable_offset = part.high_watermark;
+            part.records = Some(Bytes::new());
+            if let Fault::Refuse(code) = &fault {
+                part.error_code = code.code();
+            } else if partition.fetch_offset > part.high_watermark {
+                part.error_code = ErrorCode::OffsetOutOfRange.code();
+            } else {
+                let wanted = |(_, bytes): &&(i64, Bytes)| {
+                    let header = BatchHeader::parse(bytes).expect("stored whole");
+                    header.next_offset().value() > partition.fetch_offset
+                };
+                if let Some((_, bytes)) = log.bytes.iter().find(wanted) {
+                    part.records = Some(bytes.clone());
+                }
+            }
+            topic_answer.partitions.push(part);
+        }
+        answer.responses.push(topic_answer);
+    }
+    frame(head, &answer)
+}
+
+/// How many batches a partition's log consists of.
+pub(crate) fn batch_count(log: &Log) -> usize {
+    log.bytes
+        .iter()
+        .flat_map(|(_, bytes)| batches(bytes))
+        .count()
+}
+
+/// A frame that declares `length` bytes and has these.
+pub(crate) fn raw_frame(length: i32, body: &[u8]) -> Bytes {
+    let mut frame = BytesMut::from(&length.to_be_bytes()[..]);
+    frame.extend_from_slice(body);
+    frame.freeze()
+}
