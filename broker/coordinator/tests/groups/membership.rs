@@ -882,3 +882,35 @@ fn ten_thousand_idle_groups_cost_a_tick_nothing() {
     let effects = rt.shard.tick(START_MS + 1);
     assert!(effects.records.is_empty());
 }
+
+#[test]
+fn a_session_that_ran_out_while_the_member_waited_for_us_begins_anew() {
+    let mut rt = Runtime::undelayed();
+    let (members, generation) = rt.stable_group("g", 2);
+    for member in &members {
+        rt.join(&Join {
+            member_id: member,
+            ..Join::new("g")
+        });
+    }
+    let waiting = rt.sync("g", &members[1], generation + 1, &[]);
+    for _ in 0..4 {
+        rt.advance(5_000);
+        rt.heartbeat("g", &members[0], generation + 1);
+    }
+    assert!(
+        rt.is_waiting(waiting),
+        "twice its session has passed, but it waits for us"
+    );
+    rt.sync("g", &members[0], generation + 1, &[]);
+    assert_eq!(rt.error(waiting), ErrorCode::None);
+    rt.advance(9_999);
+    rt.heartbeat("g", &members[0], generation + 1);
+    assert_eq!(rt.state("g"), "Stable");
+    rt.advance(1);
+    assert_eq!(
+        rt.state("g"),
+        "PreparingRebalance",
+        "it has been silent since"
+    );
+}

@@ -526,3 +526,17 @@ fn the_offsets_of_a_deleted_topic_go_in_every_group() {
         rt.reload();
     }
 }
+
+#[test]
+fn a_clean_up_spares_an_empty_group_that_somebody_is_about_to_join() {
+    let mut rt = Runtime::undelayed();
+    rt.advance(CHECK_MS - 1);
+    let ticket = rt.join(&Join::new("g"));
+    let member = rt.joined(ticket).member_id.to_string();
+    rt.advance(1);
+    let ticket = rt.join(&Join {
+        member_id: &member,
+        ..Join::new("g")
+    });
+    assert_eq!(rt.error(ticket), ErrorCode::None);
+}
