@@ -65,6 +65,13 @@ pub struct LogConfig {
     pub producer_id_expiration_ms: i64,
 }
 
+impl LogConfig {
+    /// What a segment may hold, for positions that fit into an index entry.
+    pub(crate) fn max_segment_bytes(&self) -> u64 {
+        self.segment_bytes.min(i32::MAX as u64)
+    }
+}
+
 /// Kafka's own defaults.
 impl Default for LogConfig {
     fn default() -> Self {

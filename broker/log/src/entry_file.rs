@@ -86,7 +86,7 @@ impl<const N: usize> EntryFile<N> {
     /// Adds an entry. That a full disk keeps it in memory is no error.
     pub(crate) fn push(&mut self, entry: [u8; N]) {
         self.pending.push(entry);
-        if self.pending.len() % MAX_PENDING == 0
+        if self.pending.len().is_multiple_of(MAX_PENDING)
             && let Err(error) = self.write_pending()
         {
             tracing::warn!(path = %self.path.display(), %error, "index entries stay in memory");
@@ -128,13 +128,12 @@ impl<const N: usize> EntryFile<N> {
     }
 
     fn stored_entries(&self) -> io::Result<&[[u8; N]]> {
-        let map = match self.map.get() {
-            Some(map) => map,
-            None => {
-                let file = File::open(&self.path)?;
-                let map = FixedMap::new(&file, self.stored * N)?;
-                self.map.get_or_init(|| map)
-            }
+        let map = if let Some(map) = self.map.get() {
+            map
+        } else {
+            let file = File::open(&self.path)?;
+            let map = FixedMap::new(&file, self.stored * N)?;
+            self.map.get_or_init(|| map)
         };
         Ok(map.bytes().as_chunks::<N>().0)
     }

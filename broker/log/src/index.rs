@@ -62,19 +62,19 @@ impl OffsetIndex {
     /// A position at or before the batch that holds `offset`.
     pub(crate) fn lookup(&self, offset: Offset) -> io::Result<u64> {
         let target = offset.since(self.base_offset);
-        self.before(|entry| i64::from(entry_offset(entry)) <= target)
+        self.before(|entry| i64::from(entry_offset(*entry)) <= target)
     }
 
     /// The last indexed position at or before `position`.
     pub(crate) fn lookup_position(&self, position: u64) -> io::Result<u64> {
-        self.before(|entry| entry_position(entry) <= position)
+        self.before(|entry| entry_position(*entry) <= position)
     }
 
     /// Drops the entries of batches at or after `position`.
     pub(crate) fn truncate(&mut self, position: u64) -> io::Result<()> {
         let keep = self
             .entries
-            .partition_point(|entry| entry_position(entry) < position)?;
+            .partition_point(|entry| entry_position(*entry) < position)?;
         self.entries.truncate(keep)
     }
 
@@ -89,15 +89,15 @@ impl OffsetIndex {
     fn before(&self, fulfils: impl Fn(&[u8; ENTRY_BYTES]) -> bool) -> io::Result<u64> {
         let count = self.entries.partition_point(fulfils)?;
         match count.checked_sub(1) {
-            Some(at) => Ok(entry_position(&self.entries.get(at)?)),
+            Some(at) => Ok(entry_position(self.entries.get(at)?)),
             None => Ok(0),
         }
     }
 
     fn decode(&self, entry: [u8; ENTRY_BYTES]) -> IndexEntry {
         IndexEntry {
-            last_offset: self.base_offset.plus(i64::from(entry_offset(&entry))),
-            position: entry_position(&entry),
+            last_offset: self.base_offset.plus(i64::from(entry_offset(entry))),
+            position: entry_position(entry),
         }
     }
 }
@@ -108,11 +108,11 @@ pub(crate) fn relative(base_offset: Offset, offset: Offset) -> i32 {
         .expect("a segment is rolled before its offsets exceed 31 bits")
 }
 
-fn entry_offset(entry: &[u8; ENTRY_BYTES]) -> i32 {
+fn entry_offset(entry: [u8; ENTRY_BYTES]) -> i32 {
     i32::from_be_bytes([entry[0], entry[1], entry[2], entry[3]])
 }
 
-fn entry_position(entry: &[u8; ENTRY_BYTES]) -> u64 {
+fn entry_position(entry: [u8; ENTRY_BYTES]) -> u64 {
     // A damaged entry may be negative; it then lies past every segment's end.
     u64::from(u32::from_be_bytes([entry[4], entry[5], entry[6], entry[7]]))
 }

@@ -35,6 +35,10 @@ use crate::{
 
 /// One partition's log.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "the log's start and end offset are called so"
+)]
 pub struct Log {
     pub(crate) dir: Arc<Path>,
     pub(crate) config: LogConfig,
@@ -329,7 +333,7 @@ impl Log {
         let mut bytes = 0;
         let fit = batches.iter().take_while(|batch| {
             bytes += batch.bytes().len() as u64;
-            bytes <= self.config.segment_bytes
+            bytes <= self.config.max_segment_bytes()
                 && batch.header().last_offset().since(base_offset) <= i64::from(i32::MAX)
         });
         fit.count().max(1)
@@ -377,10 +381,11 @@ impl Log {
         let bytes = appended.iter().map(|batch| batch.size).sum();
         let max_timestamp = appended.iter().map(|batch| batch.max_timestamp).max();
         let max_timestamp = max_timestamp.unwrap_or(NO_TIMESTAMP);
-        if bytes > self.config.segment_bytes {
+        let segment_bytes = self.config.max_segment_bytes();
+        if bytes > segment_bytes {
             return Err(AppendError::LargerThanSegment {
                 bytes,
-                segment_bytes: self.config.segment_bytes,
+                segment_bytes,
             });
         }
         if self.must_roll(bytes, last.last_offset, max_timestamp, now_ms)? {

@@ -241,15 +241,13 @@ impl Producers {
 impl PendingProducers {
     fn entry(&mut self, producers: &Producers, header: &BatchHeader) -> &mut ProducerEntry {
         let id = header.producer_id;
-        let at = match self.entries.iter().position(|(known, _)| *known == id) {
-            Some(at) => at,
-            None => {
-                let entry = producers.entries.get(&id).cloned();
-                let entry = entry.unwrap_or_else(|| ProducerEntry::new(ProducerEpoch::NONE));
-                self.entries.push((id, entry));
-                self.entries.len() - 1
-            }
-        };
+        let known = self.entries.iter().position(|(known, _)| *known == id);
+        let at = known.unwrap_or_else(|| {
+            let entry = producers.entries.get(&id).cloned();
+            let entry = entry.unwrap_or_else(|| ProducerEntry::new(ProducerEpoch::NONE));
+            self.entries.push((id, entry));
+            self.entries.len() - 1
+        });
         &mut self.entries[at].1
     }
 }

@@ -276,12 +276,11 @@ impl Recovery<'_> {
                 Err(error) => return Err(read_error(self.dir, error)),
             }
         }
-        let (end, recovery_point) = match log_end {
-            Some(found) => found,
-            None => {
-                let end = self.scan(must_reach)?;
-                (end, opening.recovery_point.min(end))
-            }
+        let (end, recovery_point) = if let Some(found) = log_end {
+            found
+        } else {
+            let end = self.scan(must_reach)?;
+            (end, opening.recovery_point.min(end))
         };
         if end < log_start {
             // The records up to the start were deleted, and no later ones were stored.
@@ -395,7 +394,7 @@ impl Recovery<'_> {
             let file = segment.file().map_err(read)?;
             let bytes = file.bytes(from..segment.size()).map_err(read)?;
             // In the next segments a batch may begin with the offset expected here.
-            let after = scan.next_offset.plus(if later == at { 1 } else { 0 });
+            let after = scan.next_offset.plus(i64::from(later == at));
             match find_batch(bytes, after) {
                 Search::Nothing => {}
                 Search::Batch(position) => {

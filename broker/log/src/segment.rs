@@ -148,7 +148,11 @@ impl Segment {
 
     /// How far the active segment may grow, now that the settings are these.
     pub(crate) fn set_capacity(&mut self, config: &LogConfig) {
-        self.capacity = config.segment_bytes.min(i32::MAX as u64);
+        self.capacity = config.max_segment_bytes();
+        if self.size == 0 {
+            // It may have been mapped for less. Nobody has a slice of an empty file.
+            self.open_files().file = None;
+        }
     }
 
     /// The file, opened if it was not.
@@ -158,13 +162,12 @@ impl Segment {
     }
 
     fn file_in<'a>(&self, open: &'a mut OpenFiles) -> io::Result<&'a Arc<SegmentFile>> {
-        let file = match open.file.take() {
-            Some(file) => file,
-            None => {
-                let capacity = self.capacity.max(self.size);
-                let file = SegmentFile::open(&self.log_path(), self.size, capacity)?;
-                Arc::new(file)
-            }
+        let file = if let Some(file) = open.file.take() {
+            file
+        } else {
+            let capacity = self.capacity.max(self.size);
+            let file = SegmentFile::open(&self.log_path(), self.size, capacity)?;
+            Arc::new(file)
         };
         file.mark_used();
         Ok(open.file.insert(file))
@@ -423,7 +426,11 @@ impl Segment {
         indexes.offsets.truncate(position)?;
         indexes.times.truncate(offset)?;
         match Arc::get_mut(file) {
-            Some(file) => file.truncate(position)?,
+            Some(shortened) => {
+                shortened.truncate(position)?;
+                // It may have been mapped for no more than it held.
+                open.file = None;
+            }
             None => *file = Arc::new(copy_prefix(file, &path, position, capacity)?),
         }
         self.size = position;

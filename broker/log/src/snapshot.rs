@@ -66,13 +66,13 @@ impl Snapshots {
             let offset = self.offsets[at];
             let path = self.path(offset);
             match fs::read(&path) {
-                Ok(bytes) => match decode(&bytes) {
-                    Some(entries) => return Ok(Some((offset, entries))),
-                    None => {
-                        tracing::warn!(path = %path.display(), "damaged producer snapshot removed");
-                        file_io::allow_missing(fs::remove_file(&path))?;
+                Ok(bytes) => {
+                    if let Some(entries) = decode(&bytes) {
+                        return Ok(Some((offset, entries)));
                     }
-                },
+                    tracing::warn!(path = %path.display(), "damaged producer snapshot removed");
+                    file_io::allow_missing(fs::remove_file(&path))?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }

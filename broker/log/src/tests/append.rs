@@ -234,6 +234,31 @@ fn settings_take_effect_while_the_log_is_open() {
 }
 
 #[test]
+fn a_segment_that_is_written_again_is_mapped_for_all_it_may_hold() {
+    let fixture = Fixture::new();
+    let mut log = fixture.open(small());
+    append_many(&mut log, 5);
+    log.roll(NOW).unwrap();
+    append_many(&mut log, 1);
+    log.roll(NOW).unwrap();
+    // The second segment is mapped while it is an old one with one batch.
+    assert_eq!(offsets(&log).len(), 6);
+    log.release_unused_files();
+    log.release_unused_files();
+    assert_eq!(offsets(&log).len(), 6);
+    log.truncate_to(offset(5), NOW).unwrap();
+    append_many(&mut log, 40);
+    assert_eq!((offsets(&log).len(), log.segments().len()), (45, 2));
+
+    log.roll(NOW).unwrap();
+    log.read(offset(44), 1, true, offset(45)).unwrap();
+    log.flush_plan().unwrap().run().unwrap();
+    log.set_config(LogConfig::default());
+    append(&mut log, &batch(&[NOW], 100_000));
+    assert_eq!(offsets(&log).len(), 46);
+}
+
+#[test]
 fn a_follower_keeps_the_leaders_offsets_and_epochs() {
     let leader_files = Fixture::new();
     let mut leader = leader_files.open(small());

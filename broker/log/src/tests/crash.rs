@@ -234,7 +234,7 @@ fn a_search_for_batches_in_a_torn_tail_is_bounded() {
         .append(true)
         .open(fixture.file(0, "log"))
         .unwrap();
-    file.write_all(&[2; 200_000]).unwrap();
+    file.write_all(&vec![2; 200_000]).unwrap();
     let mut header = [0; 61];
     header[7] = 9;
     header[9] = 1;

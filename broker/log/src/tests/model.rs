@@ -255,11 +255,14 @@ impl World {
             71..74 => {
                 let to = self.random.between(self.model.start, self.model.end);
                 self.log().truncate_to(offset(to), now).unwrap();
-                self.model.truncate(to);
-                self.model.start = self.model.start.min(to);
-                if self.model.end < self.model.start || to <= self.model.start {
-                    self.model.end = self.model.start;
+                if to < self.model.end && to <= self.model.start {
                     self.model.batches.clear();
+                    (self.model.start, self.model.end) = (to, to);
+                }
+                self.model.truncate(to);
+                if self.model.end < self.model.start {
+                    self.model.batches.clear();
+                    self.model.end = self.model.start;
                 }
             }
             74..77 => {
@@ -324,7 +327,7 @@ fn the_log_is_what_a_vector_of_batches_would_be() {
         let fixture = Fixture::new();
         let mut random = Random(seed);
         let config = LogConfig {
-            segment_bytes: 4000 + random.below(20_000),
+            segment_bytes: 6000 + random.below(20_000),
             index_interval_bytes: random.below(2000) as u32,
             segment_index_bytes: 100 + random.below(2000) as u32,
             preallocate: random.below(2) == 0,
