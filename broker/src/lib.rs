@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod admin_http;
+mod adoption;
 mod api;
 mod gathered;
 mod groups;
@@ -31,7 +32,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use yuxi_controller::{
     Campaign, Controller, ControllerError, ControllerOptions, Registration, keys,
     settings::{HostPort, Listener, ServerSettings},
-    store::{EmbeddedStore, StoreError},
+    store::{EmbeddedStore, MetadataStore, StoreError},
 };
 use yuxi_log::{CleanShutdown, LogDir, LogDirError, MetaProperties};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, TopicId};
@@ -68,6 +69,9 @@ pub enum StartError {
     /// The metadata store cannot be used.
     #[error("the metadata store: {0}")]
     Store(#[from] StoreError),
+    /// A data directory written by another broker cannot be taken over.
+    #[error("the topics in the data directory: {0}")]
+    Adoption(String),
     /// The controller refused this broker.
     #[error(transparent)]
     Controller(#[from] ControllerError),
@@ -125,6 +129,7 @@ impl Broker {
             .read()
             .map_err(in_directory(CleanShutdown::FILE_NAME))?;
         let store = EmbeddedStore::open(directory.path())?;
+        let is_new_cluster = store.read("").await?.entries.is_empty();
         let controller = Controller::start(
             store,
             ControllerOptions {
@@ -132,6 +137,7 @@ impl Broker {
                 settings: Arc::new(settings.clone()),
                 session_ttl: EMBEDDED_SESSION,
                 campaign: Campaign::OnceRegistered,
+                cluster_id: stored.map(|stored| stored.cluster_id),
                 seed: None,
             },
         )
@@ -179,6 +185,7 @@ impl Broker {
         let timing = Arc::clone(&node);
         background.push(tokio::spawn(async move { timing.groups.keep_time().await }));
         node.applied(image.revision()).await;
+        adoption::settle_strays(&node, is_new_cluster).await?;
         background.extend(Maintenance::start(&node));
 
         let (stop, stopping) = watch::channel(false);

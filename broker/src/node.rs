@@ -211,6 +211,7 @@ impl Node {
             .map(|name| {
                 let offsets = &*name == CONSUMER_OFFSETS;
                 NewTopic {
+                    adopted: None,
                     name: name.to_string(),
                     partitions: if offsets {
                         settings.offsets_topic_num_partitions

@@ -5,7 +5,7 @@
 //! stands in it; a directory of a topic that no longer exists is deleted, and one of a
 //! topic that the cluster never knew is left alone and named in the log.
 
-use crate::{log_config, node::Lookup, partition::Partition, time};
+use crate::{StartError, log_config, node::Lookup, partition::Partition, time};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
@@ -19,7 +19,9 @@ use yuxi_controller::{
 use yuxi_log::{
     CleanShutdown, Log, LogDir, LogDirError, LogError, OffsetCheckpoint, Opening, StoredPartition,
 };
-use yuxi_protocol::ids::{BrokerEpoch, BrokerId, Offset, PartitionId, TopicId, TopicPartition};
+use yuxi_protocol::ids::{
+    BrokerEpoch, BrokerId, LeaderEpoch, Offset, PartitionId, TopicId, TopicPartition,
+};
 
 /// Partitions are opened by this many threads at most when a broker starts.
 const OPENING_THREADS: usize = 8;
@@ -265,27 +267,13 @@ impl Replicas {
             topic: Arc::clone(&topic.name),
             partition,
         };
-        let offset =
-            |map: &BTreeMap<TopicPartition, Offset>| map.get(&id).copied().unwrap_or(Offset::ZERO);
-        let opening = Opening {
-            recovery_point: offset(&self.found.recovery_points),
-            clean_shutdown: self.found.clean_shutdown,
-            log_start_offset: offset(&self.found.log_starts),
-            topic_id: Some(topic.id),
-            now_ms: time::now_ms(),
-        };
-        let config = log_config::of(
-            topic_settings,
-            i64::from(settings.producer_id_expiration_ms),
-        );
-        match Log::open(&self.directory.partition_dir(&id), config, opening) {
+        match self.open_log(&id, Some(topic.id), topic_settings, settings) {
             Ok(log) => {
                 // With one replica everything in the log is committed; a follower learns
                 // the high watermark from its leader.
-                let high_watermark = offset(&self.found.high_watermarks);
+                let high_watermark = found_at(&self.found.high_watermarks, &id);
                 Ok(Arc::new(Partition::new(
                     id,
-                    topic.id,
                     self.broker,
                     log,
                     Arc::clone(topic_settings),
@@ -297,6 +285,27 @@ impl Replicas {
                 error,
             }),
         }
+    }
+
+    fn open_log(
+        &self,
+        id: &TopicPartition,
+        topic_id: Option<TopicId>,
+        topic_settings: &TopicSettings,
+        settings: &ServerSettings,
+    ) -> Result<Log, LogError> {
+        let opening = Opening {
+            recovery_point: found_at(&self.found.recovery_points, id),
+            clean_shutdown: self.found.clean_shutdown,
+            log_start_offset: found_at(&self.found.log_starts, id),
+            topic_id,
+            now_ms: time::now_ms(),
+        };
+        let config = log_config::of(
+            topic_settings,
+            i64::from(settings.producer_id_expiration_ms),
+        );
+        Log::open(&self.directory.partition_dir(id), config, opening)
     }
 
     fn take_role(&self, partition: &Partition, state: &PartitionState) {
@@ -421,6 +430,30 @@ impl Replicas {
         Ok(stored)
     }
 
+    /// Renames directories that nobody knows, and says so.
+    pub(crate) fn set_aside(&self, strays: &[StoredPartition]) -> Result<(), StartError> {
+        for stray in strays {
+            let unique = uuid::Uuid::new_v4().as_u128();
+            let renamed = self.directory.rename_stray(&stray.partition, unique)?;
+            tracing::warn!(
+                partition = %stray.partition, directory = %renamed.display(),
+                "the cluster has no such partition; its directory was set aside and can be removed"
+            );
+        }
+        Ok(())
+    }
+
+    /// The newest leader epoch in the log of a partition that has no topic yet.
+    pub(crate) fn latest_epoch(
+        &self,
+        id: &TopicPartition,
+        settings: &ServerSettings,
+    ) -> Result<LeaderEpoch, LogError> {
+        let topic_settings = TopicSettings::resolve(settings, &BTreeMap::new());
+        let log = self.open_log(id, None, &topic_settings, settings)?;
+        Ok(log.latest_epoch().unwrap_or(LeaderEpoch::NONE))
+    }
+
     /// Writes the checkpoints of all partitions.
     pub(crate) fn checkpoint(&self, which: Checkpoints) -> std::io::Result<()> {
         let all = self.all();
@@ -462,6 +495,10 @@ pub(crate) enum Checkpoints {
     RecoveryPoints,
     /// Where logs begin.
     LogStarts,
+}
+
+fn found_at(offsets: &BTreeMap<TopicPartition, Offset>, id: &TopicPartition) -> Offset {
+    offsets.get(id).copied().unwrap_or(Offset::ZERO)
 }
 
 fn settings_of(

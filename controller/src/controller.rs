@@ -38,6 +38,8 @@ pub struct ControllerOptions {
     pub session_ttl: Duration,
     /// Whether it competes for the seal.
     pub campaign: Campaign,
+    /// The id that a cluster gets which is founded now; random if `None`.
+    pub cluster_id: Option<String>,
     /// Makes ids and placement repeatable; random if `None`.
     pub seed: Option<u64>,
 }

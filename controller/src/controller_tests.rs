@@ -20,6 +20,7 @@ fn options(node: i32) -> ControllerOptions {
         settings: Arc::new(settings()),
         session_ttl: Duration::from_secs(10),
         campaign: Campaign::OnceRegistered,
+        cluster_id: None,
         seed: None,
     }
 }
@@ -41,6 +42,7 @@ async fn broker(store: &EmbeddedStore, node: i32) -> (Controller, BrokerEpoch) {
 
 fn topic(name: &str, partitions: i32, replication_factor: i16) -> NewTopic {
     NewTopic {
+        adopted: None,
         name: name.to_owned(),
         partitions,
         replication_factor,

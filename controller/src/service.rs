@@ -289,7 +289,11 @@ impl<S: MetadataStore> Service<S> {
         let image = Arc::clone(&self.image.borrow());
         let session = self.session.as_ref()?;
         if image.cluster_id().is_none() {
-            let found = found_cluster(&random_topic_id(&mut self.random).to_string());
+            let id = match &self.options.cluster_id {
+                Some(id) => id.clone(),
+                None => random_topic_id(&mut self.random).to_string(),
+            };
+            let found = found_cluster(&id);
             return Some(Task::new(Cause::Found, [found].into()));
         }
         let registered = image.registration(self.options.node_id);

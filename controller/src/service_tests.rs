@@ -127,6 +127,7 @@ async fn create_under(
         settings: Arc::new(settings()),
         session_ttl: Duration::from_secs(10),
         campaign: Campaign::OnceRegistered,
+        cluster_id: None,
         seed: Some(1),
     };
     let controller = Controller::start(store.clone(), options).await.unwrap();
@@ -144,6 +145,7 @@ async fn create_under(
 
 fn topic() -> NewTopic {
     NewTopic {
+        adopted: None,
         name: "t".to_owned(),
         partitions: 200,
         replication_factor: 1,

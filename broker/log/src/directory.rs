@@ -18,6 +18,8 @@ const LOCK: &str = ".lock";
 const META_PROPERTIES: &str = "meta.properties";
 /// What Kafka appends to a partition's directory that is to be deleted.
 const DELETE_SUFFIX: &str = "-delete";
+/// What Kafka appends to the directory of a partition that the cluster does not know.
+const STRAY_SUFFIX: &str = "-stray";
 /// The longest name that a file system takes.
 const MAX_NAME_BYTES: usize = 255;
 
@@ -203,7 +205,26 @@ impl LogDir {
         partition: &TopicPartition,
         unique: u128,
     ) -> Result<PathBuf, LogDirError> {
-        let suffix = format!(".{unique:032x}{DELETE_SUFFIX}");
+        self.rename_away(partition, unique, DELETE_SUFFIX)
+    }
+
+    /// Renames the directory of a partition that nobody knows, durably, and leaves the
+    /// files to the operator.
+    pub fn rename_stray(
+        &self,
+        partition: &TopicPartition,
+        unique: u128,
+    ) -> Result<PathBuf, LogDirError> {
+        self.rename_away(partition, unique, STRAY_SUFFIX)
+    }
+
+    fn rename_away(
+        &self,
+        partition: &TopicPartition,
+        unique: u128,
+        suffix: &str,
+    ) -> Result<PathBuf, LogDirError> {
+        let suffix = format!(".{unique:032x}{suffix}");
         let mut name = partition.to_string();
         name.truncate(MAX_NAME_BYTES - suffix.len());
         let to = self.path.join(name + &suffix);

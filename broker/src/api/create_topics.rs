@@ -77,6 +77,7 @@ fn uses_defaults(topic: &CreatableTopic) -> bool {
 
 fn new_topic(topic: &CreatableTopic) -> NewTopic {
     NewTopic {
+        adopted: None,
         name: topic.name.as_str().to_owned(),
         partitions: topic.num_partitions,
         replication_factor: topic.replication_factor,

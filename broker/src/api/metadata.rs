@@ -84,6 +84,7 @@ async fn create_missing(context: &Context, asked: &[MetadataRequestTopic]) {
     let image = context.node.image();
     let missing: BTreeSet<Arc<str>> = asked
         .iter()
+        .filter(|topic| topic.topic_id.is_zero())
         .filter_map(|topic| topic.name.as_ref())
         .filter(|name| image.topic(name).is_none())
         .map(|name| Arc::from(name.as_str()))
@@ -99,8 +100,9 @@ fn find(
     fields: &Fields,
 ) -> MetadataResponseTopic {
     let id = TopicId::from(asked.topic_id);
+    // Java names no topic by an empty name next to its id, others by null.
     let (found, missing) = match &asked.name {
-        Some(name) => {
+        Some(name) if id.is_zero() => {
             let missing = if yuxi_controller::decide::topics::check_name(name).is_ok() {
                 ErrorCode::UnknownTopicOrPartition
             } else {
@@ -108,7 +110,7 @@ fn find(
             };
             (image.topic(name), missing)
         }
-        None => (image.topic_by_id(id), ErrorCode::UnknownTopicId),
+        Some(_) | None => (image.topic_by_id(id), ErrorCode::UnknownTopicId),
     };
     match found {
         Some(topic) => describe(topic, image, fields),

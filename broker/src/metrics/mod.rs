@@ -307,7 +307,13 @@ impl Metrics {
     }
 
     /// A request was answered: `took` since it arrived, with an answer of that size.
-    pub(crate) fn request_answered(&self, key: i16, version: i16, took: Duration, answer_bytes: usize) {
+    pub(crate) fn request_answered(
+        &self,
+        key: i16,
+        version: i16,
+        took: Duration,
+        answer_bytes: usize,
+    ) {
         let Some(api) = self.api(key) else { return };
         let version = usize::try_from(version).unwrap_or(0).min(VERSIONS - 1);
         api.requests[version].fetch_add(1, Relaxed);

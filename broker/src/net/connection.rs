@@ -140,8 +140,13 @@ impl Connection {
 
     /// Starts what was read, sends what is ready, then waits for more of either.
     async fn turn(&mut self) -> Result<(), Closing> {
-        self.start_requests().await?;
-        self.send_answers().await?;
+        // An answer that goes out may let a request start that is read already.
+        loop {
+            self.start_requests().await?;
+            if !self.send_answers().await? {
+                break;
+            }
+        }
         if self.waiting.is_empty() && self.buffer.is_empty() && self.buffer.capacity() > READ_BYTES
         {
             // A large frame is done with: an idle connection keeps no memory of it.
@@ -259,8 +264,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends the answers at the front of the queue that are ready.
-    async fn send_answers(&mut self) -> Result<(), Closing> {
+    /// Sends the answers at the front of the queue that are ready. False if there were none.
+    async fn send_answers(&mut self) -> Result<bool, Closing> {
+        let unanswered = self.waiting.len();
         while let Some(first) = self.waiting.pop_front() {
             let Started::Ready(answer) = first.progress else {
                 self.waiting.push_front(first);
@@ -277,7 +283,7 @@ impl Connection {
                 .map_err(|_| Closing::Idle)??;
             self.last_active = Instant::now();
         }
-        Ok(())
+        Ok(self.waiting.len() < unanswered)
     }
 
     /// What was started before the broker began to stop is still answered.

@@ -29,7 +29,7 @@ use yuxi_controller::settings::TopicSettings;
 use yuxi_log::{AppendError, FileSlice, Log, LogError, ReadError};
 use yuxi_protocol::{
     error_code::ErrorCode,
-    ids::{BrokerId, LeaderEpoch, Offset, TopicId, TopicPartition},
+    ids::{BrokerId, LeaderEpoch, Offset, TopicPartition},
 };
 
 /// Why a partition refuses.
@@ -195,7 +195,6 @@ pub(crate) struct Status {
 #[derive(Debug)]
 pub(crate) struct Partition {
     id: TopicPartition,
-    topic_id: TopicId,
     broker: BrokerId,
     state: Mutex<State>,
 }
@@ -238,7 +237,6 @@ impl Partition {
     /// Wraps an opened log. It serves nobody before it is given a role.
     pub(crate) fn new(
         id: TopicPartition,
-        topic_id: TopicId,
         broker: BrokerId,
         log: Log,
         settings: Arc<TopicSettings>,
@@ -250,7 +248,6 @@ impl Partition {
         let held_end = log.log_end_offset();
         Self {
             id,
-            topic_id,
             broker,
             state: Mutex::new(State {
                 log,
@@ -270,10 +267,6 @@ impl Partition {
 
     pub(crate) fn id(&self) -> &TopicPartition {
         &self.id
-    }
-
-    pub(crate) fn topic_id(&self) -> TopicId {
-        self.topic_id
     }
 
     /// Whether only brokers may write it.

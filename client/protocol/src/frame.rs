@@ -187,20 +187,21 @@ impl RequestHead {
         }
     }
 
-    /// The body as the request that the head names. All bytes have to be used up.
+    /// The body as the request that the head names. Bytes after it are passed over, as
+    /// Kafka does: librdkafka 2.x sends three too many in Metadata 13.
     pub fn decode_body<R: KafkaRequest>(
         &self,
         body: Bytes,
         limits: DecodeLimits,
     ) -> Result<R, FrameError> {
         debug_assert_eq!(R::API_KEY.value(), self.api_key);
-        R::decode_from_bytes(body, ApiVersion::new(self.api_version), limits).map_err(|error| {
-            FrameError::Body {
+        Decoder::new(body, limits)
+            .and_then(|mut body| R::decode(&mut body, ApiVersion::new(self.api_version)))
+            .map_err(|error| FrameError::Body {
                 api_key: self.api_key,
                 api_version: self.api_version,
                 error,
-            }
-        })
+            })
     }
 }
 

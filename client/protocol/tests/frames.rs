@@ -234,6 +234,164 @@ fn lengths_and_counts_of_7fffffff_are_refused_in_every_place_of_a_body() {
                     R::NAME
                 );
             }
+            // What follows a whole body is passed over, as by Kafka.
+            let mut longer = body.to_vec();
+            longer.extend([1, 2, 3]);
+            let decoded = head.decode_body::<R>(longer.into(), request_limits(LIMIT));
+            assert!(decoded.is_ok(), "{} {version}: {decoded:?}", R::NAME);
+        }
+    }
+    check(&ApiVersionsRequest::default());
+    check(&MetadataRequest::default());
+    check(&ProduceRequest::default());
+}
+
+#[test]
+fn heads_stand_in_the_bytes_as_kafka_documents_them() {
+    // Metadata 8 has a plain head, Metadata 9 one with (no) tagged fields.
+    let plain = [0, 3, 0, 8, 0, 0, 0, 7, 0, 2, b'm', b'e', 0xaa];
+    let flexible = [0, 3, 0, 9, 0, 0, 0, 7, 0, 2, b'm', b'e', 0, 0xaa];
+    let anonymous = [0, 3, 0, 8, 0, 0, 0, 7, 0xff, 0xff, 0xaa];
+    for (bytes, client_id) in [
+        (&plain[..], Some("me")),
+        (&flexible[..], Some("me")),
+        (&anonymous[..], None),
+    ] {
+        let (head, body) =
+            RequestHead::decode(Bytes::copy_from_slice(bytes), request_limits(LIMIT)).unwrap();
+        assert_eq!(head.correlation_id, 7);
+        assert_eq!(head.client_id.as_deref(), client_id);
+        assert_eq!(body[..], [0xaa]);
+    }
+}
+
+#[test]
+fn a_request_that_is_not_known_can_still_be_answered() {
+    let cases: &[(&str, &[u8], Option<&str>, bool)] = &[
+        (
+            "an unknown api",
+            &[0x7f, 0xff, 0, 0, 0, 0, 0, 7, 0, 1, b'x', 1, 2],
+            Some("x"),
+            false,
+        ),
+        (
+            "an api of a negative key",
+            &[0xff, 0xff, 0, 0, 0, 0, 0, 7],
+            None,
+            false,
+        ),
+        (
+            "ApiVersions 127 (flexible)",
+            &[0, 18, 0, 127, 0, 0, 0, 7, 0, 1, b'x', 0, 9, 9],
+            Some("x"),
+            true,
+        ),
+        (
+            "ApiVersions 127, nothing more",
+            &[0, 18, 0, 127, 0, 0, 0, 7],
+            None,
+            true,
+        ),
+        (
+            "ApiVersions 127, head in a shape yet to come",
+            &[0, 18, 0, 127, 0, 0, 0, 7, 0x7f, 0xff, 1],
+            None,
+            true,
+        ),
+        (
+            "ApiVersions -1",
+            &[0, 18, 0xff, 0xff, 0, 0, 0, 7, 0, 1, b'x'],
+            Some("x"),
+            true,
+        ),
+        (
+            "Produce 0 (refused, yet advertised)",
+            &[0, 0, 0, 0, 0, 0, 0, 7, 0, 1, b'x', 0, 1],
+            Some("x"),
+            true,
+        ),
+    ];
+    for (name, bytes, client_id, api_known) in cases {
+        let (head, _) =
+            RequestHead::decode(Bytes::copy_from_slice(bytes), request_limits(LIMIT)).unwrap();
+        assert_eq!(head.correlation_id, 7, "{name}");
+        assert_eq!(head.client_id.as_deref(), *client_id, "{name}");
+        match head.known() {
+            Known::OtherVersions(api) => {
+                assert!(*api_known && api.api_key.value() == head.api_key, "{name}");
+            }
+            Known::No => assert!(!api_known, "{name}"),
+            Known::Yes(_) => panic!("{name}"),
+        }
+    }
+}
+
+#[test]
+fn a_malformed_head_of_a_known_request_is_refused() {
+    for len in 0..8 {
+        assert_eq!(
+            RequestHead::decode(Bytes::from(vec![0; len]), request_limits(LIMIT)),
+            Err(FrameError::NoHead(len))
+        );
+    }
+    let cases: &[(&str, &[u8])] = &[
+        ("no client id", &[0, 3, 0, 8, 0, 0, 0, 7]),
+        (
+            "client id of 7fff bytes",
+            &[0, 3, 0, 8, 0, 0, 0, 7, 0x7f, 0xff, b'x'],
+        ),
+        (
+            "client id of -2 bytes",
+            &[0, 3, 0, 8, 0, 0, 0, 7, 0xff, 0xfe],
+        ),
+        (
+            "client id that is no text",
+            &[0, 3, 0, 8, 0, 0, 0, 7, 0, 1, 0xff],
+        ),
+        ("no tagged fields", &[0, 3, 0, 9, 0, 0, 0, 7, 0xff, 0xff]),
+        (
+            "7fffffff tagged fields",
+            &[
+                0, 3, 0, 9, 0, 0, 0, 7, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 7,
+            ],
+        ),
+        (
+            "a tagged field of 7fffffff bytes",
+            &[
+                0, 3, 0, 9, 0, 0, 0, 7, 0xff, 0xff, 1, 5, 0xff, 0xff, 0xff, 0xff, 7,
+            ],
+        ),
+    ];
+    for (name, bytes) in cases {
+        let decoded = RequestHead::decode(Bytes::copy_from_slice(bytes), request_limits(LIMIT));
+        assert!(
+            matches!(decoded, Err(FrameError::Head(_))),
+            "{name}: {decoded:?}"
+        );
+    }
+}
+
+#[test]
+fn lengths_and_counts_of_7fffffff_are_refused_in_every_place_of_a_body() {
+    // Wherever four bytes of a valid request are replaced by 7fffffff (or the compact
+    // equivalent), decoding answers, with an error or with a value that fits the bytes.
+    fn check<R: KafkaRequest>(valid: &R) {
+        for version in every_version::<R>() {
+            let frame = request(valid, version);
+            let (head, body) = RequestHead::decode(frame, request_limits(LIMIT)).unwrap();
+            for at in 0..body.len() {
+                for evil in [&[0x7f, 0xff, 0xff, 0xff][..], &[0xff, 0xff, 0xff, 0xff, 7]] {
+                    let mut bytes = body.to_vec();
+                    bytes.splice(at.., evil.iter().copied());
+                    let _ = head.decode_body::<R>(bytes.into(), request_limits(LIMIT));
+                }
+                let cut = head.decode_body::<R>(body.slice(..at), request_limits(LIMIT));
+                assert!(
+                    matches!(cut, Err(FrameError::Body { .. })),
+                    "{} {version} {at}",
+                    R::NAME
+                );
+            }
             let mut longer = body.to_vec();
             longer.push(0);
             assert!(matches!(

@@ -13,6 +13,7 @@ use yuxi_protocol::ids::PartitionId;
 fn cluster(brokers: i32, assignments: &[&[i32]], min_isr: &str) -> Cluster {
     let mut cluster = Cluster::of(brokers);
     let topic = NewTopic {
+        adopted: None,
         name: "t".to_owned(),
         partitions: -1,
         replication_factor: -1,

@@ -11,6 +11,7 @@ fn cluster(topics: &[&str]) -> Cluster {
     let topics: Vec<NewTopic> = topics
         .iter()
         .map(|&name| NewTopic {
+            adopted: None,
             name: name.to_owned(),
             partitions: 1,
             replication_factor: 1,

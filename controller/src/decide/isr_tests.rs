@@ -10,6 +10,7 @@ use crate::decide::{
 fn cluster() -> (Cluster, TopicId) {
     let mut cluster = Cluster::of(3);
     let topic = NewTopic {
+        adopted: None,
         name: "t".to_owned(),
         partitions: -1,
         replication_factor: -1,

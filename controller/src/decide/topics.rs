@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{Rng, RngCore};
-use yuxi_protocol::ids::{BrokerId, PartitionId, TopicId};
+use yuxi_protocol::ids::{BrokerId, LeaderEpoch, PartitionId, TopicId};
 
 use super::{ChangeSet, configs, leaders::first_state, placement::Ring};
 use crate::{
@@ -41,6 +41,17 @@ pub struct NewTopic {
     pub assignments: Vec<ManualAssignment>,
     /// Its configuration overrides.
     pub configs: Vec<(String, Option<String>)>,
+    /// What it already is in a data directory that is taken over.
+    pub adopted: Option<Adopted>,
+}
+
+/// A topic that has a history which this cluster did not write.
+#[derive(Clone, Copy, Debug)]
+pub struct Adopted {
+    /// The id that stands in its directories.
+    pub id: TopicId,
+    /// A leader epoch that none of its logs has yet.
+    pub leader_epoch: LeaderEpoch,
 }
 
 /// The replicas of one partition, preferred leader first.
@@ -123,14 +134,29 @@ pub fn create(
                 )));
             }
             let configs = configs::of_new_topic(&topic.name, &topic.configs)?;
-            let states = if topic.assignments.is_empty() {
+            let mut states = if topic.assignments.is_empty() {
                 chosen(image, settings, &ring, topic, &mut budget, random)?
             } else {
                 assigned(image, topic, &mut budget)?
             };
+            let id = match topic.adopted {
+                None => unused_topic_id(image, random),
+                Some(adopted) if image.topic_by_id(adopted.id).is_some() => {
+                    return Err(ControllerError::InvalidRequest(format!(
+                        "Topic id {} belongs to another topic.",
+                        adopted.id
+                    )));
+                }
+                Some(adopted) => {
+                    for state in &mut states {
+                        state.leader_epoch = adopted.leader_epoch;
+                    }
+                    adopted.id
+                }
+            };
             let created = CreatedTopic {
                 name: topic.name.clone(),
-                id: unused_topic_id(image, random),
+                id,
                 partitions: states.len() as i32,
                 replication_factor: states[0].replicas.len() as i16,
             };

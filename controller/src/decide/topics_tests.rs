@@ -5,6 +5,7 @@ use crate::decide::testing::{Cluster, id, ids, settings};
 
 fn topic(name: &str, partitions: i32, replication_factor: i16) -> NewTopic {
     NewTopic {
+        adopted: None,
         name: name.to_owned(),
         partitions,
         replication_factor,

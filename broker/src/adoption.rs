@@ -1,0 +1,115 @@
+//! Partition directories that the metadata store does not know.
+//!
+//! On the first start on a directory that another broker wrote (Kafka's own, say), its
+//! topics are taken over under their ids, with everything in them. Later, such a
+//! directory was left by a deletion that was cut short, or put there by hand: it is
+//! renamed as Kafka does, `…-stray`, so that a new topic of the name can be made, and
+//! its files are left to the operator.
+
+use crate::{StartError, internal_topics, node::Node};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
+use yuxi_controller::decide::topics::{Adopted, NewTopic, check_name};
+use yuxi_log::StoredPartition;
+use yuxi_protocol::ids::{LeaderEpoch, TopicId};
+
+/// The log in which Kafka's controllers keep their metadata; it is no topic.
+const KAFKA_METADATA: &str = "__cluster_metadata";
+
+/// Takes over the topics that are found, or sets their directories aside.
+pub(crate) async fn settle_strays(node: &Arc<Node>, adopt: bool) -> Result<(), StartError> {
+    let strays: Vec<StoredPartition> = node
+        .replicas
+        .strays()?
+        .into_iter()
+        .filter(|stored| &*stored.partition.topic != KAFKA_METADATA)
+        .collect();
+    if strays.is_empty() {
+        return Ok(());
+    }
+    if !adopt {
+        return node.replicas.set_aside(&strays);
+    }
+    let found = tokio::task::spawn_blocking({
+        let node = Arc::clone(node);
+        move || find_topics(&node, strays)
+    })
+    .await
+    .map_err(|error| StartError::Adoption(error.to_string()))??;
+    let count = found.len();
+    for created in node.controller.create_topics(found, false).await {
+        let created = created.map_err(|error| StartError::Adoption(error.to_string()))?;
+        tracing::info!(topic = created.name, id = %created.id, "a topic was taken over");
+    }
+    node.caught_up().await;
+    tracing::info!(
+        topics = count,
+        "the data directory of another broker was taken over"
+    );
+    Ok(())
+}
+
+/// One topic for each name, with as many partitions as its largest number says.
+fn find_topics(node: &Node, strays: Vec<StoredPartition>) -> Result<Vec<NewTopic>, StartError> {
+    let mut by_topic: BTreeMap<Arc<str>, Vec<StoredPartition>> = BTreeMap::new();
+    for stored in strays {
+        by_topic
+            .entry(Arc::clone(&stored.partition.topic))
+            .or_default()
+            .push(stored);
+    }
+    let mut topics = Vec::new();
+    for (name, partitions) in by_topic {
+        check_name(&name).map_err(|error| StartError::Adoption(error.to_string()))?;
+        topics.push(find_topic(node, &name, &partitions)?);
+    }
+    Ok(topics)
+}
+
+fn find_topic(
+    node: &Node,
+    name: &str,
+    partitions: &[StoredPartition],
+) -> Result<NewTopic, StartError> {
+    let mut ids = HashSet::new();
+    let mut latest = LeaderEpoch::NONE;
+    let mut count = 0;
+    for stored in partitions {
+        let about = |what: &dyn std::fmt::Display| {
+            StartError::Adoption(format!("{}: {what}", stored.dir.display()))
+        };
+        let id = yuxi_log::read_partition_metadata(&stored.dir).map_err(|error| about(&error))?;
+        ids.insert(id.ok_or_else(|| about(&"partition.metadata names no topic id"))?);
+        let epoch = node
+            .replicas
+            .latest_epoch(&stored.partition, &node.settings)
+            .map_err(|error| about(&error))?;
+        latest = latest.max(epoch);
+        count = count.max(stored.partition.partition.value() + 1);
+    }
+    let id: TopicId = match ids.iter().copied().collect::<Vec<_>>()[..] {
+        [id] => id,
+        _ => {
+            return Err(StartError::Adoption(format!(
+                "the directories of '{name}' name different topic ids"
+            )));
+        }
+    };
+    Ok(NewTopic {
+        name: name.to_owned(),
+        partitions: count,
+        replication_factor: 1,
+        assignments: Vec::new(),
+        configs: if name == internal_topics::CONSUMER_OFFSETS {
+            internal_topics::consumer_offsets_configs(&node.settings)
+        } else {
+            Vec::new()
+        },
+        adopted: Some(Adopted {
+            id,
+            leader_epoch: LeaderEpoch::new(latest.value() + 1),
+        }),
+    })
+}
