@@ -229,13 +229,13 @@ public class JavaClient {
                   topic,
                   List.of(
                       new AlterConfigOp(
-                          new ConfigEntry("cleanup.policy", "compact"), AlterConfigOp.OpType.APPEND),
+                          new ConfigEntry("cleanup.policy", "delete"), AlterConfigOp.OpType.APPEND),
                       new AlterConfigOp(
                           new ConfigEntry("retention.ms", null), AlterConfigOp.OpType.DELETE))))
           .all()
           .get();
       Config config = admin.describeConfigs(List.of(topic)).all().get().get(topic);
-      expectEqual(config.get("cleanup.policy").value(), "delete,compact", "appended config");
+      expectEqual(config.get("cleanup.policy").value(), "delete", "appended config");
       expectEqual(
           config.get("cleanup.policy").source(),
           ConfigEntry.ConfigSource.DYNAMIC_TOPIC_CONFIG,

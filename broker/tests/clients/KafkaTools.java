@@ -28,22 +28,32 @@ public class KafkaTools {
     }
   }
 
+  /** What a tool printed since it was last asked. */
+  static class Captured extends ByteArrayOutputStream {
+    synchronized String take() {
+      String encoded = count == 0 ? "-" : Base64.getEncoder().encodeToString(toByteArray());
+      reset();
+      return encoded;
+    }
+  }
+
   public static void main(String[] ignored) throws Exception {
     PrintStream answers = System.out;
-    PrintStream log = System.err;
     BufferedReader lines =
         new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
     // System.err is kept by slf4j's logger at its first use, which must be the real one.
     org.slf4j.LoggerFactory.getLogger(KafkaTools.class).debug("ready");
 
+    // Scala's Console keeps the stream it first sees, so there is one of each for good.
+    Captured out = new Captured();
+    Captured err = new Captured();
+    System.setOut(new PrintStream(out, true, StandardCharsets.UTF_8));
+    System.setErr(new PrintStream(err, true, StandardCharsets.UTF_8));
+
     String line;
     while ((line = lines.readLine()) != null) {
       String[] fields = line.split(" ");
       System.setIn(new ByteArrayInputStream(decode(fields[1])));
-      ByteArrayOutputStream out = new ByteArrayOutputStream();
-      ByteArrayOutputStream err = new ByteArrayOutputStream();
-      System.setOut(new PrintStream(out, true, StandardCharsets.UTF_8));
-      System.setErr(new PrintStream(err, true, StandardCharsets.UTF_8));
       int code =
           run(
               fields[0],
@@ -53,8 +63,7 @@ public class KafkaTools {
                   .toArray(String[]::new));
       System.out.flush();
       System.err.flush();
-      System.setErr(log);
-      answers.println(code + " " + encode(out) + " " + encode(err));
+      answers.println(code + " " + out.take() + " " + err.take());
       answers.flush();
     }
     Runtime.getRuntime().halt(0);
@@ -96,9 +105,5 @@ public class KafkaTools {
 
   private static byte[] decode(String field) {
     return field.equals("-") ? new byte[0] : Base64.getDecoder().decode(field);
-  }
-
-  private static String encode(ByteArrayOutputStream bytes) {
-    return bytes.size() == 0 ? "-" : Base64.getEncoder().encodeToString(bytes.toByteArray());
   }
 }

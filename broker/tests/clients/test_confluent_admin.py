@@ -135,16 +135,15 @@ def test_configs_are_altered_one_by_one(admin, name):
 
     op = AlterConfigOpType
     configs = alter(ConfigEntry("retention.ms", "5000", incremental_operation=op.SET),
-                    ConfigEntry("cleanup.policy", "compact", incremental_operation=op.APPEND))  # fmt: skip
+                    ConfigEntry("cleanup.policy", "delete", incremental_operation=op.APPEND))  # fmt: skip
     assert configs["retention.ms"].value == "5000"
     assert configs["segment.bytes"].value == "1048576"
-    assert set(configs["cleanup.policy"].value.split(",")) == {"delete", "compact"}
+    assert configs["cleanup.policy"].value == "delete"
     assert configs["retention.ms"].source == ConfigSource.DYNAMIC_TOPIC_CONFIG.value
     assert not configs["retention.ms"].is_default
-    configs = alter(ConfigEntry("retention.ms", None, incremental_operation=op.DELETE),
-                    ConfigEntry("cleanup.policy", "delete", incremental_operation=op.SUBTRACT))  # fmt: skip
+    configs = alter(ConfigEntry("retention.ms", None, incremental_operation=op.DELETE))
     assert configs["retention.ms"].value == "604800000" and configs["retention.ms"].is_default
-    assert configs["cleanup.policy"].value == "compact"
+    assert configs["segment.bytes"].value == "1048576"
 
 
 def test_the_brokers_configs_can_be_read(admin):

@@ -129,15 +129,19 @@ def test_api_versions_of_an_unknown_version_says_which_are_known(target):
         assert wire.api_versions(c)[0] == wire.NONE
 
 
-def test_every_api_and_version_survives_hostile_bodies(target, against, new_broker):
+def test_every_api_and_version_survives_hostile_bodies(target, against):
+    obeyed = ()
     if against.name == "kafka":
-        target = new_broker()  # some of these bodies are orders that Kafka obeys
+        # UnregisterBroker and UpdateFeatures: some of these bodies are orders that Kafka obeys.
+        obeyed = (57, 64)
     with Connection(target) as c:
         ranges = wire.api_versions(c)[1]
     seed = int(os.environ.get("YUXI_TEST_SEED", "20240607"))
     print(f"YUXI_TEST_SEED={seed}")
     with Connection(target) as control:
         for key, (low, high) in sorted(ranges.items()):
+            if key in obeyed:
+                continue
             for version in sorted({low, high, min(low + 1, high), (low + high) // 2}):
                 for n, body in enumerate(wire.hostile_bodies(seed + key * 100 + version)):
                     with Connection(target) as c:

@@ -41,13 +41,13 @@ def test_refusals_say_what_is_wrong(jvm, broker, name):
 def test_configs_of_topics_and_brokers(tools, kcat, name):
     tools("topics", "--create", "--topic", name)
     alter = ["configs", "--alter", "--entity-type", "topics", "--entity-name", name]
-    tools(*alter, "--add-config", "retention.ms=86400000,cleanup.policy=[compact,delete]")
+    tools(*alter, "--add-config", "retention.ms=86400000,compression.type=zstd")
     described = tools("configs", "--describe", "--entity-type", "topics", "--entity-name", name)
     assert "retention.ms=86400000" in described and "DYNAMIC_TOPIC_CONFIG:retention.ms=86400000" in described
-    assert "cleanup.policy=compact,delete" in described
+    assert "compression.type=zstd" in described
     tools(*alter, "--delete-config", "retention.ms")
     described = tools("configs", "--describe", "--entity-type", "topics", "--entity-name", name)
-    assert "retention.ms" not in described and "cleanup.policy" in described
+    assert "retention.ms" not in described and "compression.type" in described
     everything = tools("configs", "--describe", "--all", "--entity-type", "topics", "--entity-name", name)
     for setting in ("retention.ms=604800000", "segment.bytes=1073741824", "min.insync.replicas=1"):
         assert setting in everything

@@ -115,6 +115,10 @@ def test_clients_go_on_over_a_restart(new_broker):
     consumer.close()
 
 
+# Enough to fill a segment or two.
+FILLER = b"." * 100
+
+
 class Load(threading.Thread):
     """Produces numbered values without end and keeps what was acknowledged."""
 
@@ -127,7 +131,7 @@ class Load(threading.Thread):
         self.stopping = threading.Event()
         self.producer = Producer({
             "bootstrap.servers": broker.bootstrap, "acks": "all", "linger.ms": 1, "batch.num.messages": 50,
-            "reconnect.backoff.max.ms": 200, "retry.backoff.max.ms": 200, "message.timeout.ms": 60_000, **settings,
+            "reconnect.backoff.max.ms": 200, "retry.backoff.max.ms": 200, "message.timeout.ms": 110_000, **settings,
         })  # fmt: skip
 
     def run(self):
@@ -135,7 +139,7 @@ class Load(threading.Thread):
             try:
                 number = self.sent
                 self.producer.produce(
-                    self.topic, b"%d" % number, partition=0, on_delivery=lambda e, m, n=number: self._delivered(e, m, n)
+                    self.topic, b"%d " % number + FILLER, partition=0, on_delivery=lambda e, m, n=number: self._delivered(e, m, n)
                 )
                 self.sent += 1
             except BufferError:
@@ -170,7 +174,7 @@ def test_a_crash_under_load_loses_and_repeats_nothing(new_broker, codec):
         load.stopping.set()
         load.join(100)
     assert not load.is_alive() and not load.errors
-    stored = [int(value) for _, value in read_all(broker, "t")]
+    stored = [int(value.split()[0]) for _, value in read_all(broker, "t")]
     # Every number once and in order: retries over four crashes included.
     assert stored == list(range(load.sent))
     assert [n for n, _ in load.acked] == stored
@@ -191,7 +195,7 @@ def test_what_is_acknowledged_without_idempotence_is_stored_too(new_broker):
     finally:
         load.stopping.set()
         load.join(100)
-    stored = collections.Counter(int(value) for _, value in read_all(broker, "t"))
+    stored = collections.Counter(int(value.split()[0]) for _, value in read_all(broker, "t"))
     assert acked <= set(stored) and {n for n, _ in load.acked} <= set(stored)
 
 
@@ -216,8 +220,8 @@ def test_a_torn_tail_is_cut_and_nothing_before_it(new_broker, tail):
 
 def test_lost_indexes_are_made_again(new_broker):
     broker = new_broker()
-    create(broker, "t", segment_bytes="65536", index_interval_bytes="1024")
-    values = [b"%06d" % i * 20 for i in range(3000)]
+    create(broker, "t", segment_bytes="1048576", index_interval_bytes="4096")
+    values = [b"%06d" % i * 250 for i in range(3000)]
     send(broker, "t", values, **{"batch.num.messages": 50})
     broker.kill()
     indexes = [*broker.data_dir.glob("t-0/*.index"), *broker.data_dir.glob("t-0/*.timeindex")]
