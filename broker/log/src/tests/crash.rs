@@ -344,6 +344,48 @@ fn what_another_process_left_half_done_is_removed_or_refused() {
 }
 
 #[test]
+fn a_damaged_index_is_made_anew_when_it_is_first_used() {
+    let files = |log: &Log, fixture: &Fixture| {
+        let mut files = Vec::new();
+        for segment in log.segments() {
+            for suffix in ["index", "timeindex"] {
+                files.push(fixture.file(segment.base_offset.value(), suffix));
+            }
+        }
+        files
+    };
+    for (name, damage) in [
+        ("lost", &[][..]),
+        ("past the end", &[0, 0, 0, 50, 0x7f, 0xff, 0xff, 0xff]),
+        ("negative", &[0xff; 48]),
+        ("of another segment", &[0, 0, 0, 10, 0, 0, 0x10, 0x10]),
+    ] {
+        let fixture = Fixture::new();
+        let mut log = fixture.open(small());
+        for number in 0..200_i64 {
+            append(&mut log, &batch(&[NOW + number], 100));
+        }
+        log.close().unwrap();
+        for path in files(&log, &fixture) {
+            fs::write(path, damage).unwrap();
+        }
+        let clean = Opening {
+            clean_shutdown: true,
+            ..recovered_from(200)
+        };
+        drop(log);
+        let log = fixture.try_open(small(), clean).unwrap();
+        assert_eq!(log.log_end_offset(), offset(200), "{name}");
+        for at in 0..200 {
+            let read = log.read(offset(at), 1, true, offset(200)).unwrap();
+            assert_eq!(read.start_offset, offset(at), "{name}");
+            let found = log.offset_for_timestamp(NOW + at).unwrap().unwrap();
+            assert_eq!(found.offset, offset(at), "{name}");
+        }
+    }
+}
+
+#[test]
 fn indexes_as_kafka_leaves_them_after_a_crash_are_taken() {
     let fixture = Fixture::new();
     let mut log = fixture.open(small());

@@ -218,6 +218,28 @@ fn truncation_takes_back_what_the_removed_batches_had_taught() {
 }
 
 #[test]
+fn a_snapshot_of_records_that_were_truncated_is_not_used_for_those_that_came_instead() {
+    let fixture = Fixture::new();
+    let mut log = fixture.open(small());
+    for sequence in 0..5 {
+        send(&mut log, 0, sequence, 1).unwrap();
+    }
+    log.roll(NOW).unwrap();
+    send(&mut log, 0, 5, 1).unwrap();
+    log.truncate_to(offset(2), NOW).unwrap();
+    for sequence in 2..5 {
+        send(&mut log, 0, sequence, 1).unwrap();
+    }
+    append_many(&mut log, 3);
+    send(&mut log, 1, 0, 1).unwrap();
+    log.truncate_to(offset(4), NOW).unwrap();
+    append_many(&mut log, 5);
+    let mut log = fixture.reopen_crashed(log).unwrap();
+    assert_eq!(send(&mut log, 0, 5, 1), Err("after 3".to_owned()));
+    assert_eq!(send(&mut log, 0, 4, 1), Ok(9));
+}
+
+#[test]
 fn silent_producers_are_forgotten() {
     let fixture = Fixture::new();
     let config = LogConfig {
