@@ -16,6 +16,7 @@ mod produce;
 mod topic;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use yuxi_client::ClientConfig;
@@ -132,9 +133,12 @@ fn client_config(global: &Global) -> Outcome<ClientConfig> {
 }
 
 /// Resolves at the first SIGINT or SIGTERM; a second one ends the process at once.
+/// `timeout` and some shells send each signal twice, which counts as once.
 async fn interrupted() {
+    const TWICE_IS_ONCE: Duration = Duration::from_millis(300);
     one_signal().await;
     tokio::spawn(async {
+        tokio::time::sleep(TWICE_IS_ONCE).await;
         one_signal().await;
         std::process::exit(failure::INTERRUPTED);
     });

@@ -13,9 +13,13 @@ use yuxi_client::{
 
 fn config(cluster: &FakeCluster, settings: &[(&str, &str)]) -> ClientConfig {
     let mut config = ClientConfig::new(&cluster.bootstrap()).expect("an address");
-    for (name, value) in [("retry.backoff.ms", "5"), ("reconnect.backoff.ms", "5")]
-        .iter()
-        .chain(settings)
+    for (name, value) in [
+        ("retry.backoff.ms", "5"),
+        ("reconnect.backoff.ms", "5"),
+        ("delivery.timeout.ms", "20000"),
+    ]
+    .iter()
+    .chain(settings)
     {
         config.set(name, value).expect("a valid setting");
     }
