@@ -27,8 +27,14 @@ use crate::{
     node::{Node, Parts},
     replicas::Replicas,
 };
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::Instant};
 use yuxi_controller::{
     Campaign, Controller, ControllerError, ControllerOptions, Registration, keys,
     settings::{HostPort, Listener, ServerSettings},
@@ -40,6 +46,10 @@ use yuxi_protocol::ids::{BrokerEpoch, BrokerId, TopicId};
 /// A session of the embedded store lives and dies with this process, so it is only made
 /// long enough that a suspended machine does not end it.
 const EMBEDDED_SESSION: Duration = Duration::from_hours(24 * 365);
+
+/// How long a broker of this process that has ended may need to let go of its store.
+const LETTING_GO: Duration = Duration::from_secs(5);
+const LETTING_GO_CHECK: Duration = Duration::from_millis(10);
 
 /// Why a broker did not start.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +130,14 @@ impl Broker {
             move |error| StartError::File { path, error }
         };
         let stored = directory.meta_properties()?;
+        // Before the store, which would register this node there.
+        if let Some(stored) = stored.as_ref().filter(|stored| stored.node_id != broker_id) {
+            return Err(StartError::Directory(LogDirError::OtherNode {
+                path: directory.path().to_owned(),
+                stored: stored.node_id,
+                expected: broker_id,
+            }));
+        }
         let directory_id = stored
             .as_ref()
             .and_then(|stored| stored.directory_id)
@@ -128,7 +146,7 @@ impl Broker {
         let shutdown = mark
             .read()
             .map_err(in_directory(CleanShutdown::FILE_NAME))?;
-        let store = EmbeddedStore::open(directory.path())?;
+        let store = open_store(directory.path()).await?;
         let is_new_cluster = store.read("").await?.entries.is_empty();
         let controller = Controller::start(
             store,
@@ -183,7 +201,9 @@ impl Broker {
         });
         let mut background = vec![tokio::spawn(Arc::clone(&node).follow_images())];
         let timing = Arc::clone(&node);
-        background.push(tokio::spawn(async move { timing.groups.keep_time().await }));
+        background.push(tokio::spawn(async move {
+            timing.groups.keep_time(&timing).await
+        }));
         node.applied(image.revision()).await;
         adoption::settle_strays(&node, is_new_cluster).await?;
         background.extend(Maintenance::start(&node));
@@ -235,14 +255,14 @@ impl Broker {
 
     /// Stops serving, answers what was begun, flushes and closes every log, and leaves
     /// the mark of a clean shutdown.
-    pub async fn shutdown(self) -> Result<(), ShutdownError> {
+    pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
         self.node.begin_stopping();
         self.stop.send_replace(true);
-        let _ = self.listener.await;
+        let _ = (&mut self.listener).await;
         for task in &self.background {
             task.abort();
         }
-        for task in self.background {
+        for task in self.background.drain(..) {
             let _ = task.await;
         }
         let (node, epoch) = (Arc::clone(&self.node), self.broker_epoch);
@@ -251,6 +271,30 @@ impl Broker {
         match closed {
             Ok(closed) => closed.map_err(ShutdownError),
             Err(error) => Err(ShutdownError(error.to_string())),
+        }
+    }
+}
+
+impl Drop for Broker {
+    /// What runs for this broker ends, and with the last of it the lock on the directory.
+    fn drop(&mut self) {
+        self.listener.abort();
+        for task in &self.background {
+            task.abort();
+        }
+    }
+}
+
+/// Opens the store in a directory that is locked by this broker: if another has it open,
+/// that one has ended in this process, and its last tasks are on their way out.
+async fn open_store(directory: &Path) -> Result<EmbeddedStore, StoreError> {
+    let deadline = Instant::now() + LETTING_GO;
+    loop {
+        match EmbeddedStore::open(directory) {
+            Err(StoreError::Unavailable(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(LETTING_GO_CHECK).await;
+            }
+            opened => return opened,
         }
     }
 }

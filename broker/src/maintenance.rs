@@ -82,7 +82,7 @@ fn housekeeping(node: &Arc<Node>) {
     let now = time::now_ms();
     for partition in node.replicas.all() {
         partition.with_log(|log, _| log.remove_deleted(now));
-        if let Err(error) = partition.flush_due(now) {
+        if let Err(error) = partition.flush_due(&node.metrics, now) {
             node.storage_failed(&format!("fsync of {}: {error}", partition.id()));
             return;
         }

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use yuxi_controller::{
     Controller,
     decide::topics::NewTopic,
-    image::ClusterImage,
+    image::{ClusterImage, TopicChange},
     keys::ConfigScope,
     settings::{Listener, ServerSettings},
     store::Revision,
@@ -139,13 +139,19 @@ impl Node {
         let settings = self.settings_at(&new);
         *self.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&settings);
         let node = Arc::clone(self);
+        let before = Arc::clone(&old);
         let applied = tokio::task::spawn_blocking(move || {
-            node.replicas.apply(&old, &new, &settings);
-            node.groups.follow(&node, &old, &new);
+            node.replicas.apply(&before, &new, &settings);
+            node.groups.follow(&node, &before, &new);
             new
         });
         match applied.await {
             Ok(new) => {
+                for change in new.changes_since(&old).topics {
+                    if let TopicChange::Deleted(topic) = change {
+                        self.metrics.topic_deleted(&topic.name);
+                    }
+                }
                 self.applied.send_replace(new);
             }
             Err(error) => self.fail(format!("following the cluster's state failed: {error}")),
@@ -244,7 +250,7 @@ impl Node {
     pub(crate) fn start_flush(self: &Arc<Self>, partition: &Arc<Partition>) {
         let (node, partition) = (Arc::clone(self), Arc::clone(partition));
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = partition.flush_wanted() {
+            if let Err(error) = partition.flush_wanted(&node.metrics) {
                 node.storage_failed(&format!("fsync of {}: {error}", partition.id()));
             }
         });

@@ -1,7 +1,7 @@
 //! CreatePartitions (key 37): gives topics more partitions.
 
 use super::Context;
-use yuxi_controller::decide::topics::NewPartitions;
+use yuxi_controller::{ControllerError, decide::topics::NewPartitions};
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
@@ -50,7 +50,7 @@ pub(super) async fn handle(
                 error_code: grown
                     .as_ref()
                     .err()
-                    .map_or(ErrorCode::None, |error| error.error_code())
+                    .map_or(ErrorCode::None, ControllerError::error_code)
                     .code(),
                 error_message: grown.err().map(|error| StrBytes::from(error.to_string())),
             }))

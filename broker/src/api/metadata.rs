@@ -32,7 +32,12 @@ struct Fields {
 
 pub(super) async fn handle(context: Context, request: MetadataRequest) -> MetadataResponse {
     let node = &context.node;
-    if let Some(asked) = &request.topics
+    // Null asks for all, and so does an empty list in version 0, which knows no null.
+    let asked = request
+        .topics
+        .as_ref()
+        .filter(|topics| context.version > 0 || !topics.is_empty());
+    if let Some(asked) = asked
         && (request.allow_auto_topic_creation || context.version < 4)
         && node.settings.auto_create_topics_enable
     {
@@ -46,8 +51,7 @@ pub(super) async fn handle(context: Context, request: MetadataRequest) -> Metada
         cluster_operations: request.include_cluster_authorized_operations
             && (8..=10).contains(&context.version),
     };
-    let topics = match &request.topics {
-        // Null asks for all.
+    let topics = match asked {
         None => image
             .topics()
             .map(|topic| describe(topic, &image, &fields))

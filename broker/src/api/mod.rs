@@ -16,6 +16,7 @@ mod describe_cluster;
 mod describe_configs;
 mod describe_log_dirs;
 mod describe_topic_partitions;
+mod errors_told;
 mod fetch;
 mod find_coordinator;
 mod group;
@@ -32,9 +33,11 @@ pub(crate) use fetch::FetchSessions;
 
 use crate::{net::answer::Answer, node::Node};
 use bytes::Bytes;
+use errors_told::ErrorsTold;
 use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
 use yuxi_protocol::{
     codec::{EncodeError, StrBytes},
+    error_code::ErrorCode,
     frame::{self, FrameError, RequestHead},
     messages::{self, KafkaRequest, KafkaResponse, RequestResponsePair},
 };
@@ -285,8 +288,9 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Encodes the answer as a frame.
-    pub(crate) fn answer<R: KafkaResponse>(&self, response: &R) -> Outcome {
+    /// Encodes the answer as a frame, and counts the errors in it.
+    fn answer<R: KafkaResponse + ErrorsTold>(&self, response: &R) -> Outcome {
+        self.count_errors(R::API_KEY.value(), response);
         frame::encode_response(self.correlation_id, self.version, response)
             .map(Answer::from)
             .map_err(|error| Unanswerable::Unencodable {
@@ -294,12 +298,21 @@ impl Context {
                 error,
             })
     }
+
+    fn count_errors(&self, api_key: i16, response: &impl ErrorsTold) {
+        let none = ErrorCode::None.code();
+        let told = response.error_codes().filter(|&code| code != none);
+        for error in told.filter_map(ErrorCode::from_code) {
+            self.node.metrics.request_failed(api_key, error);
+        }
+    }
 }
 
 /// Starts a request whose handler needs no waiting.
 fn at_once<R>(mut request: Request, handle: fn(&Context, R) -> R::Response) -> Started
 where
     R: RequestResponsePair,
+    R::Response: ErrorsTold,
 {
     Started::Ready(request.decode::<R>().and_then(|decoded| {
         let context = request.into_context();
@@ -313,7 +326,7 @@ where
 fn later<R, H, F>(mut request: Request, handle: H) -> Started
 where
     R: RequestResponsePair + Send + 'static,
-    R::Response: Send,
+    R::Response: ErrorsTold + Send,
     H: FnOnce(Context, R) -> F + Send + 'static,
     F: Future<Output = R::Response> + Send,
 {

@@ -106,12 +106,11 @@ fn add_refused(
         .collect();
     for topic in refused {
         let key = (topic.name.clone(), TopicId::from(topic.topic_id));
-        match at.get(&key) {
-            Some(&at) => topics[at].partitions.extend(topic.partitions),
-            None => {
-                at.insert(key, topics.len());
-                topics.push(topic);
-            }
+        if let Some(&at) = at.get(&key) {
+            topics[at].partitions.extend(topic.partitions);
+        } else {
+            at.insert(key, topics.len());
+            topics.push(topic);
         }
     }
 }

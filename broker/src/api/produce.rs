@@ -137,6 +137,7 @@ fn append(
     let settings = partition.settings();
     let admitted = admission::admit(records, &settings, now_ms).map_err(|refused| {
         node.metrics.produce_rejected(topic_name);
+        node.metrics.produce_failed(topic_name);
         Failure::new(refused.code(), refused)
     })?;
     let appended = partition.append(&admitted, acks, now_ms).map_err(|error| {

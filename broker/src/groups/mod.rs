@@ -36,6 +36,7 @@ use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
     ids::{LeaderEpoch, Offset, PartitionId},
+    messages::ListGroupsResponse,
     record::{RecordBatchBuilder, builder::BuildError},
 };
 
@@ -83,19 +84,19 @@ impl Groups {
     /// Answers `request`, in parts by the shards it concerns.
     pub(crate) async fn handle(
         &self,
-        node: &Node,
+        node: &Arc<Node>,
         request: GroupRequest,
         context: &RequestContext,
     ) -> GroupResponse {
         let image = node.image();
         let Some(topic) = image.topic(CONSUMER_OFFSETS) else {
-            return self.without_topic(request, context);
+            return without_topic(request, context);
         };
         let partitions = i32::try_from(topic.partition_count()).unwrap_or(i32::MAX);
         let started: Vec<_> = request
             .split(partitions)
             .into_iter()
-            .map(|(partition, part)| self.start(partition, part, context))
+            .map(|(partition, part)| self.start(node, partition, part, context))
             .collect();
         let mut merged: Option<GroupResponse> = None;
         for part in started {
@@ -111,21 +112,18 @@ impl Groups {
         merged.expect("a request is split into at least one part")
     }
 
-    /// Nobody ever asked for a coordinator, so there are no groups; listing them is
-    /// no error.
-    fn without_topic(&self, request: GroupRequest, context: &RequestContext) -> GroupResponse {
-        match request {
-            GroupRequest::ListGroups(_) => GroupResponse::ListGroups(Default::default()),
-            other => other.refused(context.api_version, ErrorCode::CoordinatorNotAvailable),
-        }
-    }
-
-    fn start(&self, partition: i32, request: GroupRequest, context: &RequestContext) -> Part {
+    fn start(
+        &self,
+        node: &Arc<Node>,
+        partition: i32,
+        request: GroupRequest,
+        context: &RequestContext,
+    ) -> Part {
         let version = context.api_version;
         let Some(shard) = self.shard(partition) else {
             // Listing tells what is here, and another broker tells the rest.
             if matches!(request, GroupRequest::ListGroups(_)) {
-                return Part::Answered(GroupResponse::ListGroups(Default::default()));
+                return Part::Answered(no_groups());
             }
             return Part::Answered(request.refused(version, ErrorCode::NotCoordinator));
         };
@@ -148,7 +146,7 @@ impl Groups {
         let (sender, receiver) = oneshot::channel();
         state.waiting.insert(ticket, sender);
         let effects = group.handle(context, request, ticket, now_ms);
-        shard.carry_out(state, effects, now_ms);
+        shard.carry_out(node, state, effects, now_ms);
         self.timer.notify_one();
         Part::Waiting(receiver, refused)
     }
@@ -202,7 +200,7 @@ impl Groups {
                 node.groups.load(&shard);
             });
         }
-        self.forget_topics(old, new);
+        self.forget_topics(node, old, new);
     }
 
     fn load(&self, shard: &Shard) {
@@ -225,7 +223,7 @@ impl Groups {
     }
 
     /// Offsets of deleted topics are deleted.
-    fn forget_topics(&self, old: &ClusterImage, new: &ClusterImage) {
+    fn forget_topics(&self, node: &Arc<Node>, old: &ClusterImage, new: &ClusterImage) {
         let deleted: BTreeSet<StrBytes> = new
             .changes_since(old)
             .topics
@@ -244,7 +242,7 @@ impl Groups {
             let state = &mut *state;
             if let Phase::Serving(group) = &mut state.phase {
                 let effects = group.topics_deleted(&deleted);
-                shard.carry_out(state, effects, now_ms);
+                shard.carry_out(node, state, effects, now_ms);
             }
         }
     }
@@ -271,7 +269,7 @@ impl Groups {
 
     /// Lets time pass for the shards: session and rebalance time-outs, expired offsets.
     /// Runs until aborted.
-    pub(crate) async fn keep_time(&self) {
+    pub(crate) async fn keep_time(&self, node: &Arc<Node>) {
         loop {
             let now_ms = time::now_ms();
             let mut next: Option<i64> = None;
@@ -283,7 +281,7 @@ impl Groups {
                 };
                 if group.next_deadline().is_some_and(|at| at <= now_ms) {
                     let effects = group.tick(now_ms);
-                    shard.carry_out(state, effects, now_ms);
+                    shard.carry_out(node, state, effects, now_ms);
                 }
                 if let Phase::Serving(group) = &state.phase
                     && let Some(at) = group.next_deadline()
@@ -302,6 +300,18 @@ impl Groups {
             }
         }
     }
+}
+
+/// Nobody ever asked for a coordinator, so there are no groups; listing them is no error.
+fn without_topic(request: GroupRequest, context: &RequestContext) -> GroupResponse {
+    match request {
+        GroupRequest::ListGroups(_) => no_groups(),
+        other => other.refused(context.api_version, ErrorCode::CoordinatorNotAvailable),
+    }
+}
+
+fn no_groups() -> GroupResponse {
+    GroupResponse::ListGroups(ListGroupsResponse::default())
 }
 
 /// Why group state was not written.
@@ -358,7 +368,7 @@ impl Shard {
 
     /// Appends what the shard wants written, tells it how that went, and sends the
     /// answers once that is committed.
-    fn carry_out(&self, state: &mut State, effects: Effects, now_ms: i64) {
+    fn carry_out(&self, node: &Arc<Node>, state: &mut State, effects: Effects, now_ms: i64) {
         let Phase::Serving(group) = &mut state.phase else {
             return;
         };
@@ -370,7 +380,7 @@ impl Shard {
                 replies.append(&mut effects.replies);
                 break;
             }
-            match self.append(&effects.records, now_ms) {
+            match self.append(node, &effects.records, now_ms) {
                 Ok(end) => {
                     state.written_end = end;
                     replies.extend(group.written(effects, now_ms));
@@ -408,13 +418,21 @@ impl Shard {
     }
 
     /// The offset after the appended records.
-    fn append(&self, records: &[CoordinatorRecord], now_ms: i64) -> Result<Offset, WriteError> {
+    fn append(
+        &self,
+        node: &Arc<Node>,
+        records: &[CoordinatorRecord],
+        now_ms: i64,
+    ) -> Result<Offset, WriteError> {
         let mut builder = RecordBatchBuilder::new();
         for record in records {
             builder.append(now_ms, Some(&record.key), record.value.as_deref(), &[])?;
         }
         let batch = Admitted::own(builder.build()?, records.len() as i32);
         let appended = self.partition.append(&batch, RequiredAcks::All, now_ms)?;
+        if appended.start_flush {
+            node.start_flush(&self.partition);
+        }
         Ok(appended.end_offset)
     }
 }

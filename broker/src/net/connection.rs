@@ -40,10 +40,14 @@ const BELIEVED_BYTES: usize = 1024 * 1024;
 const COPY_BELOW_BYTES: usize = 4 * 1024;
 
 /// What an idle time of -1 stands for.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+const FOR_EVER: Duration = Duration::from_hours(100 * 365 * 24);
+
+/// How long a client may be silent in the middle of a large frame: until that is read,
+/// others wait for the bytes that it takes of the budget.
+const STALLED_FRAME: Duration = Duration::from_secs(30);
 
 /// How long a stopping broker waits for the answers that are under way.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// Why a connection was closed by this side.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +88,7 @@ pub(crate) async fn serve(
         stop,
         buffer: BytesMut::new(),
         permit: None,
+        broken: None,
         waiting: VecDeque::new(),
         outbox: Outbox::default(),
         last_active: Instant::now(),
@@ -112,6 +117,9 @@ struct Connection {
     buffer: BytesMut,
     /// The byte budget's permit for the frame at the front of `buffer`.
     permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    /// What was wrong with the last request. Nothing is read after it, and the connection
+    /// ends when all before it are answered.
+    broken: Option<Closing>,
     /// Started and unanswered, oldest first.
     waiting: VecDeque<Unanswered>,
     outbox: Outbox,
@@ -152,8 +160,17 @@ impl Connection {
             // A large frame is done with: an idle connection keeps no memory of it.
             self.buffer = BytesMut::new();
         }
+        if self.waiting.is_empty()
+            && let Some(broken) = self.broken.take()
+        {
+            return Err(broken);
+        }
         let may_read = self.may_read();
-        let deadline = self.last_active + self.max_idle;
+        let patience = match self.permit {
+            Some(_) => self.max_idle.min(STALLED_FRAME),
+            None => self.max_idle,
+        };
+        let deadline = self.last_active + patience;
         let readable = tokio::select! {
             biased;
             () = FirstAnswer(&mut self.waiting) => false,
@@ -162,7 +179,9 @@ impl Connection {
                 true
             }
             _ = self.stop.wait_for(|&stopping| stopping) => return Err(Closing::Stopping),
-            () = tokio::time::sleep_until(deadline), if self.waiting.is_empty() => {
+            () = tokio::time::sleep_until(deadline),
+                if self.waiting.is_empty() || self.permit.is_some() =>
+            {
                 return Err(Closing::Idle);
             }
         };
@@ -172,7 +191,8 @@ impl Connection {
     /// Bytes are read while another request may be started once they are here.
     fn may_read(&self) -> bool {
         let bytes: usize = self.waiting.iter().map(|request| request.bytes).sum();
-        self.waiting.len() < MAX_UNANSWERED
+        self.broken.is_none()
+            && self.waiting.len() < MAX_UNANSWERED
             && (bytes < self.max_unanswered_bytes || self.waiting.is_empty())
             && !matches!(self.waiting.back(), Some(last) if last.order == Order::InTurn)
     }
@@ -202,10 +222,11 @@ impl Connection {
             };
             let size = usize::try_from(declared).unwrap_or(usize::MAX);
             if size > self.max_frame_bytes {
-                return Err(Closing::FrameSize {
+                self.broken = Some(Closing::FrameSize {
                     declared,
                     allowed: self.max_frame_bytes,
                 });
+                return Ok(());
             }
             if self.permit.is_none() {
                 // The answers that are ready go out first: whoever waits for them may be
@@ -224,7 +245,7 @@ impl Connection {
             } else {
                 self.buffer.split_to(size).freeze()
             };
-            self.start(frame)?;
+            self.broken = self.start(frame).err();
             self.permit = None;
         }
         Ok(())
@@ -267,14 +288,23 @@ impl Connection {
     /// Sends the answers at the front of the queue that are ready. False if there were none.
     async fn send_answers(&mut self) -> Result<bool, Closing> {
         let unanswered = self.waiting.len();
+        let mut failed = None;
         while let Some(first) = self.waiting.pop_front() {
             let Started::Ready(answer) = first.progress else {
                 self.waiting.push_front(first);
                 break;
             };
-            let answer = answer?;
-            first.timing.done(answer.len());
-            self.outbox.push(answer);
+            match answer {
+                Ok(answer) => {
+                    first.timing.done(answer.len());
+                    self.outbox.push(answer);
+                }
+                // Those before it are still sent.
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
         }
         if !self.outbox.is_empty() {
             // A client that takes nothing for as long as an idle one may stay is gone.
@@ -283,7 +313,10 @@ impl Connection {
                 .map_err(|_| Closing::Idle)??;
             self.last_active = Instant::now();
         }
-        Ok(self.waiting.len() < unanswered)
+        match failed {
+            Some(error) => Err(error.into()),
+            None => Ok(self.waiting.len() < unanswered),
+        }
     }
 
     /// What was started before the broker began to stop is still answered.

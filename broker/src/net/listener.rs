@@ -13,6 +13,10 @@ use yuxi_controller::settings::{HostPort, ServerSettings};
 /// After a failed accept (out of file descriptors, mostly), wait for some to be freed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long connections may take to end: they drain by themselves, unless their client
+/// does not read.
+const ENDING_TIME: Duration = connection::DRAIN_TIME.saturating_add(Duration::from_secs(1));
+
 /// Binds `address`; an empty host is every address of the machine. The port can be taken
 /// again at once after a restart.
 pub(crate) async fn bind(address: &HostPort) -> io::Result<TcpListener> {
@@ -68,7 +72,11 @@ pub(crate) async fn serve(listener: TcpListener, node: Arc<Node>, mut stop: watc
             drop(admission);
         });
     }
-    while connections.join_next().await.is_some() {}
+    let ended = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(ENDING_TIME, ended).await.is_err() {
+        // A client that takes no bytes keeps its connection from noticing the stop.
+        connections.shutdown().await;
+    }
 }
 
 fn set_buffers(stream: &TcpStream, settings: &ServerSettings) -> io::Result<()> {

@@ -10,7 +10,7 @@ use yuxi_log::{AppendError, AppendOrigin};
 use yuxi_protocol::{
     error_code::ErrorCode,
     record::{
-        BatchError, BatchView, Compression, ValidateOptions,
+        BatchError, BatchView, Compression, TimestampType as BatchTimestampType, ValidateOptions,
         batch::{set_log_append_time, set_max_timestamp},
         iter::RecordsSummary,
         recompress, validate_records,
@@ -33,6 +33,8 @@ pub(crate) enum Refused {
     Transactional,
     #[error("the batch has {size} bytes, more than max.message.bytes={max}")]
     TooLarge { size: usize, max: usize },
+    #[error("a producer may not say that its timestamps are the broker's append times")]
+    AppendTimes,
     #[error(
         "timestamp {timestamp} is further from the broker's clock ({now}) than the topic allows"
     )]
@@ -44,7 +46,7 @@ impl Refused {
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
             Self::TooLarge { .. } => ErrorCode::MessageTooLarge,
-            Self::Timestamp { .. } => ErrorCode::InvalidTimestamp,
+            Self::Timestamp { .. } | Self::AppendTimes => ErrorCode::InvalidTimestamp,
             Self::NotOneBatch => ErrorCode::InvalidRecord,
             Self::Transactional => ErrorCode::InvalidTxnState,
             Self::Batch(error) => match error {
@@ -133,6 +135,9 @@ pub(crate) fn admit(
     if view.header().is_transactional() {
         return Err(Refused::Transactional);
     }
+    if view.header().timestamp_type() == BatchTimestampType::LogAppendTime {
+        return Err(Refused::AppendTimes);
+    }
     let options = ValidateOptions {
         require_keys: settings.cleanup_policy.compacts(),
         max_decompressed_bytes: max
@@ -153,6 +158,12 @@ pub(crate) fn admit(
         && codec != view.header().compression()
     {
         bytes = recompress(&view, codec, level, options.max_decompressed_bytes)?;
+        if bytes.len() > max {
+            return Err(Refused::TooLarge {
+                size: bytes.len(),
+                max,
+            });
+        }
     }
     // What the log looks up by time rests on the header, so the header must be right.
     if append_time.is_some() || summary.max_timestamp != view.header().max_timestamp {

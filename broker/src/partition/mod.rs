@@ -16,12 +16,13 @@ mod waiters;
 
 pub(crate) use waiters::FetchWaiter;
 
-use crate::{internal_topics, log_config};
+use crate::{internal_topics, log_config, metrics::Metrics};
 use admission::Admitted;
 use leader::Leader;
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard},
+    time::Instant,
 };
 use tokio::sync::oneshot;
 use waiters::{AckWaiters, FetchWaiters};
@@ -75,12 +76,14 @@ impl PartitionError {
             Self::FencedLeaderEpoch { .. } => ErrorCode::FencedLeaderEpoch,
             Self::UnknownLeaderEpoch { .. } => ErrorCode::UnknownLeaderEpoch,
             Self::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
-            Self::OffsetOutOfRange { .. } => ErrorCode::OffsetOutOfRange,
+            Self::OffsetOutOfRange { .. } | Self::Read(ReadError::OffsetOutOfRange(_)) => {
+                ErrorCode::OffsetOutOfRange
+            }
             Self::Deleted => ErrorCode::UnknownTopicOrPartition,
-            Self::Offline => ErrorCode::KafkaStorageError,
             Self::Append(error) => append_code(error),
-            Self::Read(ReadError::OffsetOutOfRange(_)) => ErrorCode::OffsetOutOfRange,
-            Self::Read(ReadError::Storage(_)) | Self::Log(_) => ErrorCode::KafkaStorageError,
+            Self::Offline | Self::Read(ReadError::Storage(_)) | Self::Log(_) => {
+                ErrorCode::KafkaStorageError
+            }
             Self::Read(ReadError::Corrupt { .. }) => ErrorCode::CorruptMessage,
         }
     }
@@ -168,6 +171,8 @@ pub(crate) struct ReadAnswer {
     pub(crate) records: Option<FileSlice>,
     /// The reader must truncate first; there are no records then.
     pub(crate) divergence: Option<Divergence>,
+    /// The records end with a segment that takes no more: waiting adds nothing to them.
+    pub(crate) cannot_grow: bool,
 }
 
 /// The offsets of a partition at one moment.
@@ -387,7 +392,7 @@ impl Partition {
 
     /// Flushes what the flush policy wants by now, and closed segments. Must run where
     /// blocking is allowed.
-    pub(crate) fn flush_due(&self, now_ms: i64) -> Result<(), FlushError> {
+    pub(crate) fn flush_due(&self, metrics: &Metrics, now_ms: i64) -> Result<(), FlushError> {
         {
             let mut state = self.state();
             if state.ended().is_some()
@@ -398,7 +403,7 @@ impl Partition {
             }
             state.flushing = Flushing::RunningAndWanted;
         }
-        self.flush_wanted()
+        self.flush_wanted(metrics)
     }
 
     /// Reads what a consumer may see.
@@ -417,21 +422,29 @@ impl Partition {
                 end: offsets.log_end,
             });
         }
-        let divergence = state.divergence(read.from, read.last_fetched_epoch);
-        let records = if read.from < up_to && divergence.is_none() {
-            state
-                .log
-                .read(read.from, read.max_bytes, read.at_least_one_batch, up_to)?
-                .slice
-        } else {
-            None
-        };
+        let divergence = state.divergence(&read, &offsets)?;
+        let mut records = None;
+        let mut cannot_grow = false;
+        if read.from < up_to && divergence.is_none() {
+            let found =
+                state
+                    .log
+                    .read(read.from, read.max_bytes, read.at_least_one_batch, up_to)?;
+            cannot_grow = found.slice.is_some()
+                && state
+                    .log
+                    .segments()
+                    .next_back()
+                    .is_some_and(|active| found.start_offset < active.base_offset);
+            records = found.slice;
+        }
         Ok(ReadAnswer {
             high_watermark: offsets.high_watermark,
             last_stable_offset: offsets.last_stable,
             log_start_offset: offsets.log_start,
             records,
             divergence,
+            cannot_grow,
         })
     }
 
@@ -541,10 +554,15 @@ impl Partition {
 
     /// Runs the fsyncs that appends wait for, until none does. Call it on a thread that
     /// may block; while one runs, another call returns at once.
-    pub(crate) fn flush_wanted(&self) -> Result<(), FlushError> {
+    pub(crate) fn flush_wanted(&self, metrics: &Metrics) -> Result<(), FlushError> {
         loop {
             let (flush, end) = {
                 let mut state = self.state();
+                if matches!(state.role, Role::Deleted) {
+                    // Its directory may be another topic's by now.
+                    state.flushing = Flushing::Idle;
+                    return Ok(());
+                }
                 match state.flushing {
                     Flushing::RunningAndWanted => state.flushing = Flushing::Running,
                     Flushing::Running => {
@@ -555,8 +573,15 @@ impl Partition {
                 }
                 (state.log.flush_plan()?, state.log.log_end_offset())
             };
-            flush.run().map_err(FlushError::Sync)?;
+            let started = Instant::now();
+            let run = flush.run();
             let mut state = self.state();
+            match run {
+                Ok(()) => metrics.log_flushed(started.elapsed()),
+                // The files were on their way out while they were flushed.
+                Err(_) if matches!(state.role, Role::Deleted) => return Ok(()),
+                Err(error) => return Err(FlushError::Sync(error)),
+            }
             state.log.flushed(&flush);
             state.held_end = state.held_end.max(end);
             state.advance(self.broker);
@@ -611,16 +636,31 @@ impl State {
         }
     }
 
-    /// Whether a reader that has records of `epoch` up to `from` has others than this log.
-    fn divergence(&self, from: Offset, epoch: LeaderEpoch) -> Option<Divergence> {
+    /// Whether the reader has records up to its offset that this log has not. An epoch
+    /// that the log does not know, nor any before it, says as little as an offset out of
+    /// range.
+    fn divergence(
+        &self,
+        read: &Read,
+        offsets: &Offsets,
+    ) -> Result<Option<Divergence>, PartitionError> {
+        let epoch = read.last_fetched_epoch;
         if epoch == LeaderEpoch::NONE {
-            return None;
+            return Ok(None);
         }
-        let (found, end_offset) = self.log.end_offset_for_epoch(epoch)?;
-        (found < epoch || end_offset < from).then_some(Divergence {
-            epoch: found,
-            end_offset,
-        })
+        let Some((found, end_offset)) = self.log.end_offset_for_epoch(epoch) else {
+            return Err(PartitionError::OffsetOutOfRange {
+                requested: read.from,
+                start: offsets.log_start,
+                end: offsets.log_end,
+            });
+        };
+        Ok(
+            (found < epoch || end_offset < read.from).then_some(Divergence {
+                epoch: found,
+                end_offset,
+            }),
+        )
     }
 
     /// The log has records that it had not: they count as held at once, or after the
@@ -628,13 +668,13 @@ impl State {
     fn log_grew(&mut self, bytes: usize, now_ms: i64, broker: BrokerId) -> bool {
         self.uncommitted
             .push_back((self.log.log_end_offset(), bytes as u64));
-        let flush = self.log.is_flush_due(now_ms);
+        if !self.log.is_flush_due(now_ms) {
+            // Even while a flush runs: it is one that no append asked for.
+            self.held_end = self.log.log_end_offset();
+            self.advance(broker);
+            return false;
+        }
         match self.flushing {
-            Flushing::Idle if !flush => {
-                self.held_end = self.log.log_end_offset();
-                self.advance(broker);
-                false
-            }
             Flushing::Idle => {
                 self.flushing = Flushing::RunningAndWanted;
                 true

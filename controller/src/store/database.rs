@@ -25,8 +25,8 @@ use std::{
 
 use bytes::Bytes;
 use redb::{
-    BackendError, Builder, Database, ReadableDatabase as _, ReadableTable as _, StorageBackend,
-    TableDefinition, TableError, backends::FileBackend,
+    BackendError, Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _,
+    StorageBackend, TableDefinition, TableError, backends::FileBackend,
 };
 
 use super::{Batch, Change, Entry, Revision, StoreError};
@@ -161,7 +161,13 @@ fn open_existing(path: &Path) -> Result<Database, StoreError> {
     Builder::new()
         .set_cache_size(CACHE_BYTES)
         .open(path)
-        .map_err(|error| StoreError::Damaged(format!("{}: {error}", path.display())))
+        .map_err(|error| {
+            let reason = format!("{}: {error}", path.display());
+            match error {
+                DatabaseError::DatabaseAlreadyOpen => StoreError::Unavailable(reason),
+                _ => StoreError::Damaged(reason),
+            }
+        })
 }
 
 fn begin_new(path: &Path, syncing: Arc<AtomicBool>) -> Result<Database, StoreError> {

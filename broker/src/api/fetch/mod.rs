@@ -17,7 +17,11 @@ use response::{FetchedPartition, Response};
 use session::{Opened, Wanted};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
-use yuxi_protocol::{error_code::ErrorCode, ids::PartitionId, messages::FetchRequest};
+use yuxi_protocol::{
+    error_code::ErrorCode,
+    ids::PartitionId,
+    messages::{FetchRequest, KafkaRequest},
+};
 
 /// Topics are named by their ids from this version on.
 const TOPIC_IDS_FROM: i16 = 13;
@@ -48,7 +52,7 @@ pub(super) fn start(mut request: Request) -> Started {
     };
     let (found, fetched) = collect(&context, &opened.wanted, &limits);
     if is_enough(&fetched, &limits) || opened.wanted.is_empty() {
-        return Started::Ready(finish(&context, opened, fetched));
+        return Started::Ready(finish(&context, &opened, fetched));
     }
     let parked = Parked::park(found, &fetched, &limits);
     Started::Pending(Box::pin(wait(context, opened, limits, parked)))
@@ -68,7 +72,7 @@ async fn wait(
         }
         let (found, fetched) = collect(&context, &opened.wanted, &limits);
         if is_enough(&fetched, &limits) {
-            return finish(&context, opened, fetched);
+            return finish(&context, &opened, fetched);
         }
         parked = Parked::park(found, &fetched, &limits);
     }
@@ -122,7 +126,7 @@ fn collect(
             leader_epoch: want.current_leader_epoch,
             last_fetched_epoch: want.last_fetched_epoch,
         });
-        fetched.push(match read {
+        let mut answer = match read {
             Ok(answer) => {
                 if let Some(slice) = &answer.records {
                     left = left.saturating_sub(slice.len());
@@ -131,7 +135,9 @@ fn collect(
                 FetchedPartition::read(want.partition, answer, limits.isolation)
             }
             Err(error) => refused(context, want, &error),
-        });
+        };
+        answer.topic = Some(Arc::clone(&partition.id().topic));
+        fetched.push(answer);
         found.push(Some(partition));
     }
     (found, fetched)
@@ -189,14 +195,27 @@ fn readable_bytes(fetched: &[FetchedPartition]) -> usize {
 fn is_enough(fetched: &[FetchedPartition], limits: &Limits) -> bool {
     readable_bytes(fetched) >= limits.min_bytes
         || fetched.iter().any(FetchedPartition::must_be_told)
+        // The rest is in the next segment, for the next fetch.
+        || fetched.iter().any(|fetched| fetched.cannot_grow)
         || limits.deadline <= Instant::now()
 }
 
-fn finish(context: &Context, opened: Opened, fetched: Vec<FetchedPartition>) -> super::Outcome {
-    for (want, partition) in opened.wanted.iter().zip(&fetched) {
+fn finish(context: &Context, opened: &Opened, fetched: Vec<FetchedPartition>) -> super::Outcome {
+    let metrics = &context.node.metrics;
+    for partition in &fetched {
+        if partition.error != ErrorCode::None {
+            metrics.request_failed(FetchRequest::API_KEY.value(), partition.error);
+        }
+        let Some(topic) = &partition.topic else {
+            continue;
+        };
+        metrics.fetch_requested(topic);
+        if partition.error != ErrorCode::None {
+            metrics.fetch_failed(topic);
+        }
         let bytes = partition.record_bytes();
         if bytes > 0 {
-            context.node.metrics.bytes_out(&want.topic, bytes);
+            metrics.bytes_out(topic, bytes);
         }
     }
     let (session_id, keep) = opened.close(&fetched);

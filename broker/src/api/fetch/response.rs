@@ -11,6 +11,7 @@ use crate::{
     partition::{Divergence, ReadAnswer},
 };
 use bytes::{BufMut, BytesMut};
+use std::sync::Arc;
 use yuxi_log::FileSlice;
 use yuxi_protocol::{
     error_code::ErrorCode,
@@ -31,7 +32,9 @@ const UNKNOWN: Offset = Offset::new(-1);
 #[derive(Debug)]
 pub(super) struct FetchedPartition {
     partition: i32,
-    error: ErrorCode,
+    pub(super) error: ErrorCode,
+    /// The topic's name, if the partition is here.
+    pub(super) topic: Option<Arc<str>>,
     pub(super) high_watermark: Offset,
     pub(super) last_stable_offset: Offset,
     pub(super) log_start_offset: Offset,
@@ -40,6 +43,8 @@ pub(super) struct FetchedPartition {
     pub(super) current_leader: Option<(BrokerId, LeaderEpoch)>,
     divergence: Option<Divergence>,
     records: Option<FileSlice>,
+    /// Waiting adds nothing to these records.
+    pub(super) cannot_grow: bool,
 }
 
 impl FetchedPartition {
@@ -47,6 +52,7 @@ impl FetchedPartition {
         Self {
             partition,
             error,
+            topic: None,
             high_watermark: UNKNOWN,
             last_stable_offset: UNKNOWN,
             log_start_offset: UNKNOWN,
@@ -54,6 +60,7 @@ impl FetchedPartition {
             current_leader: None,
             divergence: None,
             records: None,
+            cannot_grow: false,
         }
     }
 
@@ -61,6 +68,7 @@ impl FetchedPartition {
         Self {
             partition,
             error: ErrorCode::None,
+            topic: None,
             high_watermark: answer.high_watermark,
             last_stable_offset: answer.last_stable_offset,
             log_start_offset: answer.log_start_offset,
@@ -68,6 +76,7 @@ impl FetchedPartition {
             current_leader: None,
             divergence: answer.divergence,
             records: answer.records,
+            cannot_grow: answer.cannot_grow,
         }
     }
 

@@ -1,0 +1,8 @@
+//! The whole broker in this process, driven over sockets.
+
+mod groups;
+mod hostile;
+mod pipelining;
+mod records;
+mod support;
+mod versions;
