@@ -98,7 +98,7 @@ pub struct Broker {
     node: Arc<Node>,
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
-    broker_epoch: BrokerEpoch,
+    epoch: BrokerEpoch,
     stop: watch::Sender<bool>,
     listener: JoinHandle<()>,
     background: Vec<JoinHandle<()>>,
@@ -202,7 +202,7 @@ impl Broker {
         let mut background = vec![tokio::spawn(Arc::clone(&node).follow_images())];
         let timing = Arc::clone(&node);
         background.push(tokio::spawn(async move {
-            timing.groups.keep_time(&timing).await
+            timing.groups.keep_time(&timing).await;
         }));
         node.applied(image.revision()).await;
         adoption::settle_strays(&node, is_new_cluster).await?;
@@ -230,7 +230,7 @@ impl Broker {
             node,
             address,
             admin_address,
-            broker_epoch,
+            epoch: broker_epoch,
             stop,
             listener,
             background,
@@ -265,7 +265,7 @@ impl Broker {
         for task in self.background.drain(..) {
             let _ = task.await;
         }
-        let (node, epoch) = (Arc::clone(&self.node), self.broker_epoch);
+        let (node, epoch) = (Arc::clone(&self.node), self.epoch);
         let closed = tokio::task::spawn_blocking(move || maintenance::close(&node, epoch)).await;
         self.node.controller.stop().await;
         match closed {

@@ -187,26 +187,6 @@ impl Node {
         usize::try_from(self.settings.socket_request_max_bytes).unwrap_or(0)
     }
 
-    /// The brokers as clients of this listener are told of them.
-    pub(crate) fn endpoints(&self, image: &ClusterImage) -> Vec<Endpoint> {
-        image
-            .brokers()
-            .filter_map(|broker| {
-                let endpoint = broker
-                    .registration
-                    .endpoints
-                    .iter()
-                    .find(|endpoint| endpoint.listener == Listener::NAME)?;
-                Some(Endpoint {
-                    id: broker.id,
-                    host: endpoint.host.clone(),
-                    port: endpoint.port,
-                    rack: broker.registration.rack.clone(),
-                })
-            })
-            .collect()
-    }
-
     /// Creates topics that a client asked for, with the broker's defaults. Failures are
     /// logged: the client is told that the topic does not exist.
     pub(crate) async fn auto_create(&self, names: BTreeSet<Arc<str>>) {
@@ -301,4 +281,24 @@ impl Node {
         let reason = fatal.wait_for(Option::is_some).await;
         reason.ok().and_then(|why| why.clone()).unwrap_or_default()
     }
+}
+
+/// The brokers as clients of this listener are told of them.
+pub(crate) fn endpoints(image: &ClusterImage) -> Vec<Endpoint> {
+    image
+        .brokers()
+        .filter_map(|broker| {
+            let endpoint = broker
+                .registration
+                .endpoints
+                .iter()
+                .find(|endpoint| endpoint.listener == Listener::NAME)?;
+            Some(Endpoint {
+                id: broker.id,
+                host: endpoint.host.clone(),
+                port: endpoint.port,
+                rack: broker.registration.rack.clone(),
+            })
+        })
+        .collect()
 }

@@ -15,10 +15,10 @@ use yuxi_protocol::{
 /// Stands for the high watermark.
 const TO_HIGH_WATERMARK: i64 = -1;
 
-pub(super) fn handle(context: &Context, request: DeleteRecordsRequest) -> DeleteRecordsResponse {
+pub(super) fn handle(context: &Context, request: &DeleteRecordsRequest) -> DeleteRecordsResponse {
     let topics = request
         .topics
-        .into_iter()
+        .iter()
         .map(|topic| {
             message!(DeleteRecordsTopicResult {
                 partitions: topic
@@ -34,7 +34,7 @@ pub(super) fn handle(context: &Context, request: DeleteRecordsRequest) -> Delete
                         })
                     })
                     .collect(),
-                name: topic.name,
+                name: topic.name.clone(),
             })
         })
         .collect();

@@ -1,6 +1,7 @@
 //! DescribeCluster (key 60): the brokers and the controller.
 
 use super::{Context, authorized_operations, metadata};
+use crate::node;
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
@@ -16,7 +17,7 @@ const BROKERS: i8 = 1;
 
 pub(super) fn handle(
     context: &Context,
-    request: DescribeClusterRequest,
+    request: &DescribeClusterRequest,
 ) -> DescribeClusterResponse {
     if context.version >= 1 && request.endpoint_type != BROKERS {
         return message!(DescribeClusterResponse {
@@ -26,9 +27,7 @@ pub(super) fn handle(
         });
     }
     let image = context.node.image();
-    let brokers = context
-        .node
-        .endpoints(&image)
+    let brokers = node::endpoints(&image)
         .into_iter()
         .map(|endpoint| {
             message!(DescribeClusterBroker {

@@ -25,7 +25,7 @@ const TYPES_FROM: i16 = 3;
 
 pub(super) fn handle(
     context: &Context,
-    request: DescribeConfigsRequest,
+    request: &DescribeConfigsRequest,
 ) -> DescribeConfigsResponse {
     let wants = Wants {
         synonyms: request.include_synonyms,
@@ -34,11 +34,11 @@ pub(super) fn handle(
     };
     let results = request
         .resources
-        .into_iter()
+        .iter()
         .map(|resource| {
-            let described = describe(context, &resource);
+            let described = describe(context, resource);
             let (error, message, configs) = match described {
-                Ok(configs) => (ErrorCode::None, None, named(&resource, configs, &wants)),
+                Ok(configs) => (ErrorCode::None, None, named(resource, configs, &wants)),
                 Err(error) => (
                     error.error_code(),
                     Some(StrBytes::from(error.to_string())),
@@ -49,7 +49,7 @@ pub(super) fn handle(
                 error_code: error.code(),
                 error_message: message,
                 resource_type: resource.resource_type,
-                resource_name: resource.resource_name,
+                resource_name: resource.resource_name.clone(),
                 configs,
             })
         })

@@ -18,7 +18,7 @@ const SPACE_FROM: i16 = 4;
 
 pub(super) fn handle(
     context: &Context,
-    request: DescribeLogDirsRequest,
+    request: &DescribeLogDirsRequest,
 ) -> DescribeLogDirsResponse {
     let node = &context.node;
     // Null asks for all.

@@ -23,7 +23,7 @@ use yuxi_protocol::{
 
 pub(super) fn handle(
     context: &Context,
-    request: DescribeTopicPartitionsRequest,
+    request: &DescribeTopicPartitionsRequest,
 ) -> DescribeTopicPartitionsResponse {
     let image = context.node.image();
     let most = context.node.settings.max_request_partition_size_limit;

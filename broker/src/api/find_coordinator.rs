@@ -1,7 +1,10 @@
 //! FindCoordinator (key 10): which broker coordinates a group.
 
 use super::Context;
-use crate::{internal_topics::CONSUMER_OFFSETS, node::Endpoint};
+use crate::{
+    internal_topics::CONSUMER_OFFSETS,
+    node::{self, Endpoint},
+};
 use std::{collections::BTreeSet, sync::Arc};
 use yuxi_controller::image::ClusterImage;
 use yuxi_coordinator::groups::partition_for;
@@ -60,7 +63,7 @@ pub(super) async fn handle(
     }
     let image = context.node.image();
     if context.version < BATCHES_FROM {
-        let answer = find(&context, &image, request.key_type, &request.key);
+        let answer = find(&image, request.key_type, &request.key);
         let (node_id, host, port) = answer.node();
         return message!(FindCoordinatorResponse {
             error_code: answer.error.code(),
@@ -77,7 +80,7 @@ pub(super) async fn handle(
         .coordinator_keys
         .into_iter()
         .map(|key| {
-            let answer = find(&context, &image, request.key_type, &key);
+            let answer = find(&image, request.key_type, &key);
             let (node_id, host, port) = answer.node();
             message!(Coordinator {
                 key,
@@ -92,7 +95,7 @@ pub(super) async fn handle(
     message!(FindCoordinatorResponse { coordinators })
 }
 
-fn find(context: &Context, image: &ClusterImage, key_type: i8, key: &str) -> Answer {
+fn find(image: &ClusterImage, key_type: i8, key: &str) -> Answer {
     match key_type {
         GROUP => {}
         TRANSACTION => {
@@ -113,9 +116,7 @@ fn find(context: &Context, image: &ClusterImage, key_type: i8, key: &str) -> Ans
         let count = i32::try_from(topic.partition_count()).ok()?;
         let partition = PartitionId::new(partition_for(key, count));
         let leader = topic.partition(partition)?.leader;
-        context
-            .node
-            .endpoints(image)
+        node::endpoints(image)
             .into_iter()
             .find(|endpoint| endpoint.id == leader)
     });

@@ -19,7 +19,7 @@ const BROKER_LOGGER: i8 = 8;
 
 pub(super) fn handle(
     context: &Context,
-    request: ListConfigResourcesRequest,
+    request: &ListConfigResourcesRequest,
 ) -> ListConfigResourcesResponse {
     let all = [
         config_resource::TOPIC,

@@ -2,7 +2,10 @@
 //! asked for and do not exist, where that is allowed.
 
 use super::{Context, authorized_operations};
-use crate::{internal_topics, node::Endpoint};
+use crate::{
+    internal_topics,
+    node::{self, Endpoint},
+};
 use std::{collections::BTreeSet, sync::Arc};
 use yuxi_controller::image::{ClusterImage, TopicImage};
 use yuxi_protocol::{
@@ -62,7 +65,7 @@ pub(super) async fn handle(context: Context, request: MetadataRequest) -> Metada
             .collect(),
     };
     let mut response = message!(MetadataResponse {
-        brokers: node.endpoints(&image).into_iter().map(broker).collect(),
+        brokers: node::endpoints(&image).into_iter().map(broker).collect(),
         cluster_id: (context.version >= 2)
             .then(|| image.cluster_id().map(|id| StrBytes::from(&**id)))
             .flatten(),
@@ -116,18 +119,18 @@ fn find(
         }
         Some(_) | None => (image.topic_by_id(id), ErrorCode::UnknownTopicId),
     };
-    match found {
-        Some(topic) => describe(topic, image, fields),
-        None => message!(MetadataResponseTopic {
-            error_code: missing.code(),
-            // Only newer versions may leave the name out.
-            name: asked
-                .name
-                .clone()
-                .or_else(|| (!fields.topic_ids).then(StrBytes::default)),
-            topic_id: asked.topic_id,
-        }),
+    if let Some(topic) = found {
+        return describe(topic, image, fields);
     }
+    message!(MetadataResponseTopic {
+        error_code: missing.code(),
+        // Only newer versions may leave the name out.
+        name: asked
+            .name
+            .clone()
+            .or_else(|| (!fields.topic_ids).then(StrBytes::default)),
+        topic_id: asked.topic_id,
+    })
 }
 
 fn describe(topic: &TopicImage, image: &ClusterImage, fields: &Fields) -> MetadataResponseTopic {

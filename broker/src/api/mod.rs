@@ -309,14 +309,14 @@ impl Context {
 }
 
 /// Starts a request whose handler needs no waiting.
-fn at_once<R>(mut request: Request, handle: fn(&Context, R) -> R::Response) -> Started
+fn at_once<R>(mut request: Request, handle: fn(&Context, &R) -> R::Response) -> Started
 where
     R: RequestResponsePair,
     R::Response: ErrorsTold,
 {
     Started::Ready(request.decode::<R>().and_then(|decoded| {
         let context = request.into_context();
-        let response = handle(&context, decoded);
+        let response = handle(&context, &decoded);
         context.answer(&response)
     }))
 }

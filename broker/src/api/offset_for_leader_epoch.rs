@@ -16,11 +16,11 @@ use yuxi_protocol::{
 
 pub(super) fn handle(
     context: &Context,
-    request: OffsetForLeaderEpochRequest,
+    request: &OffsetForLeaderEpochRequest,
 ) -> OffsetForLeaderEpochResponse {
     let topics = request
         .topics
-        .into_iter()
+        .iter()
         .map(|topic| {
             message!(OffsetForLeaderTopicResult {
                 partitions: topic
@@ -28,7 +28,7 @@ pub(super) fn handle(
                     .iter()
                     .map(|asked| answer(asked, look_up(context, &topic.topic, asked)))
                     .collect(),
-                topic: topic.topic,
+                topic: topic.topic.clone(),
             })
         })
         .collect();

@@ -43,7 +43,7 @@ struct Failure {
 }
 
 impl Failure {
-    fn new(code: ErrorCode, reason: impl ToString) -> Self {
+    fn new(code: ErrorCode, reason: &(impl ToString + ?Sized)) -> Self {
         Self {
             code,
             reason: reason.to_string(),
@@ -72,7 +72,7 @@ pub(super) fn start(mut request: Request) -> Started {
                 Some(acks) => append(&context, &topic, data, acks, now_ms),
                 None => Err(Failure::new(
                     ErrorCode::InvalidRequiredAcks,
-                    format_args!("acks={} is none of 0, 1 and -1", produce.acks),
+                    &format_args!("acks={} is none of 0, 1 and -1", produce.acks),
                 )),
             };
             partitions.push(match appended {
@@ -138,11 +138,11 @@ fn append(
     let admitted = admission::admit(records, &settings, now_ms).map_err(|refused| {
         node.metrics.produce_rejected(topic_name);
         node.metrics.produce_failed(topic_name);
-        Failure::new(refused.code(), refused)
+        Failure::new(refused.code(), &refused)
     })?;
     let appended = partition.append(&admitted, acks, now_ms).map_err(|error| {
         node.metrics.produce_failed(topic_name);
-        Failure::new(error.code(), error)
+        Failure::new(error.code(), &error)
     })?;
     node.metrics
         .records_in(topic_name, admitted.record_count(), admitted.bytes().len());

@@ -225,7 +225,7 @@ fn finish(context: &Context, opened: &Opened, fetched: Vec<FetchedPartition>) ->
         fetched,
         keep: &keep,
     };
-    response.encode(context)
+    response.encode(context.version, context.correlation_id)
 }
 
 /// A fetch parked on its partitions; leaves them when dropped.

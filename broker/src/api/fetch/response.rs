@@ -107,11 +107,11 @@ pub(super) fn error(context: &Context, error: ErrorCode) -> super::super::Outcom
 }
 
 impl Response<'_> {
-    pub(super) fn encode(self, context: &Context) -> Result<Answer, Unanswerable> {
-        let mut out = Writer::new(context.version);
-        out.head(context.correlation_id);
+    pub(super) fn encode(self, version: i16, correlation_id: i32) -> Result<Answer, Unanswerable> {
+        let mut out = Writer::new(version);
+        out.head(correlation_id);
         out.bytes.put_i32(0); // throttle time
-        if context.version >= SESSIONS_FROM {
+        if version >= SESSIONS_FROM {
             out.bytes.put_i16(ErrorCode::None.code());
             out.bytes.put_i32(self.session_id);
         }
@@ -135,7 +135,7 @@ impl Response<'_> {
             let Some((wanted, _)) = rest.peek() else {
                 continue;
             };
-            if context.version >= TOPIC_IDS_FROM {
+            if version >= TOPIC_IDS_FROM {
                 out.bytes.put_slice(&wanted.topic_id.to_bytes());
             } else {
                 out.string(&wanted.topic);
@@ -274,5 +274,208 @@ impl Writer {
             *first = patched.freeze();
         }
         Some(Answer::from(self.chunks))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use yuxi_log::{AppendOrigin, Log, LogConfig, Opening};
+    use yuxi_protocol::{
+        codec::{Bytes, Uuid},
+        frame,
+        ids::TopicId,
+        messages::fetch_response::{
+            EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, PartitionData,
+        },
+        record::{BatchView, RecordBatchBuilder},
+    };
+
+    const NEWEST: i16 = 18;
+    const CORRELATION_ID: i32 = 77;
+    const SESSION_ID: i32 = 1234;
+
+    /// A slice of a log, and the same bytes.
+    fn stored(directory: &std::path::Path) -> (FileSlice, Bytes) {
+        let opening = Opening {
+            recovery_point: Offset::ZERO,
+            clean_shutdown: true,
+            log_start_offset: Offset::ZERO,
+            topic_id: None,
+            now_ms: 0,
+        };
+        let mut log = Log::open(directory, LogConfig::default(), opening).expect("a log");
+        let mut builder = RecordBatchBuilder::new();
+        builder
+            .append(1, Some(b"key"), Some(b"value"), &[])
+            .expect("a record");
+        let batch = builder.build().expect("a batch");
+        let view = BatchView::parse(&batch).expect("a batch");
+        log.append_as_leader(&[view], LeaderEpoch::new(0), AppendOrigin::Client, 1)
+            .expect("appended");
+        let read = log
+            .read(Offset::ZERO, 1 << 20, true, Offset::new(1))
+            .expect("read");
+        let slice = read.slice.expect("records");
+        let bytes = Bytes::copy_from_slice(slice.as_bytes());
+        (slice, bytes)
+    }
+
+    fn wanted(topic: &str, id: u8, partition: i32) -> Wanted {
+        Wanted {
+            topic: topic.into(),
+            topic_id: TopicId::from_bytes([id; 16]),
+            partition,
+            fetch_offset: Offset::ZERO,
+            max_bytes: 1,
+            current_leader_epoch: LeaderEpoch::NONE,
+            last_fetched_epoch: LeaderEpoch::NONE,
+        }
+    }
+
+    fn read(partition: i32, records: Option<FileSlice>, isolation: Isolation) -> FetchedPartition {
+        let answer = ReadAnswer {
+            high_watermark: Offset::new(100),
+            last_stable_offset: Offset::new(90),
+            log_start_offset: Offset::new(10),
+            records,
+            divergence: None,
+            cannot_grow: false,
+        };
+        FetchedPartition::read(partition, answer, isolation)
+    }
+
+    /// What the generic codec would be given for `fetched`.
+    fn generic(fetched: &FetchedPartition, records: &Bytes, version: i16) -> PartitionData {
+        let mut data = message!(PartitionData {
+            partition_index: fetched.partition,
+            error_code: fetched.error.code(),
+            high_watermark: fetched.high_watermark.value(),
+            last_stable_offset: fetched.last_stable_offset.value(),
+            aborted_transactions: fetched.read_committed.then(Vec::new),
+            records: Some(match fetched.records {
+                Some(_) => records.clone(),
+                None => Bytes::new(),
+            }),
+        });
+        if version >= LOG_START_FROM {
+            data.log_start_offset = fetched.log_start_offset.value();
+        }
+        if version >= FLEXIBLE_FROM {
+            if let Some(divergence) = &fetched.divergence {
+                data.diverging_epoch = message!(EpochEndOffset {
+                    epoch: divergence.epoch.value(),
+                    end_offset: divergence.end_offset.value(),
+                });
+            }
+            if let Some((leader, epoch)) = fetched.current_leader {
+                data.current_leader = message!(LeaderIdAndEpoch {
+                    leader_id: leader.value(),
+                    leader_epoch: epoch.value(),
+                });
+            }
+        }
+        data
+    }
+
+    /// Every kind of partition in one answer, of which the session keeps all but one.
+    #[test]
+    fn the_answer_is_byte_for_byte_what_the_generic_codec_makes_in_every_version() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (slice, bytes) = stored(&directory.path().join("t-0"));
+        // Over 127 partitions, so that counts take more than one byte.
+        let many: Vec<i32> = (10..200).collect();
+        for version in 4..=NEWEST {
+            let mut asked = vec![
+                wanted("first", 1, 0),
+                wanted("first", 1, 1),
+                wanted("first", 1, 2),
+                wanted("second", 2, 0),
+                wanted("second", 2, 1),
+            ];
+            asked.extend(many.iter().map(|&number| wanted("second", 2, number)));
+            let mut diverging = read(1, None, Isolation::Uncommitted);
+            diverging.divergence = Some(Divergence {
+                epoch: LeaderEpoch::new(3),
+                end_offset: Offset::new(55),
+            });
+            let mut elsewhere = FetchedPartition::error(1, ErrorCode::NotLeaderOrFollower);
+            elsewhere.current_leader = Some((BrokerId::new(4), LeaderEpoch::new(9)));
+            let mut fetched = vec![
+                read(0, Some(slice.clone()), Isolation::Uncommitted),
+                diverging,
+                read(2, Some(slice.clone()), Isolation::Committed),
+                read(0, None, Isolation::Committed),
+                elsewhere,
+            ];
+            fetched.extend(
+                many.iter()
+                    .map(|&number| FetchedPartition::error(number, ErrorCode::OffsetOutOfRange)),
+            );
+            let mut keep = vec![true; fetched.len()];
+            keep[3] = false;
+            let topic = |name: &str, id: u8, range: std::ops::Range<usize>| {
+                let mut topic = message!(FetchableTopicResponse {
+                    partitions: range
+                        .filter(|&at| keep[at])
+                        .map(|at| generic(&fetched[at], &bytes, version))
+                        .collect(),
+                });
+                if version >= TOPIC_IDS_FROM {
+                    topic.topic_id = Uuid::from_bytes([id; 16]);
+                } else {
+                    topic.topic = name.into();
+                }
+                topic
+            };
+            let mut expected = message!(FetchResponse {
+                responses: vec![
+                    topic("first", 1, 0..3),
+                    topic("second", 2, 3..fetched.len()),
+                ],
+            });
+            if version >= SESSIONS_FROM {
+                expected.session_id = SESSION_ID;
+            }
+            let response = Response {
+                session_id: SESSION_ID,
+                wanted: &asked,
+                fetched,
+                keep: &keep,
+            };
+            let answer = response
+                .encode(version, CORRELATION_ID)
+                .expect("it fits in a frame");
+            assert_eq!(answer.len(), answer.to_vec().len());
+            let frame = Bytes::from(answer.to_vec());
+            let decoded: FetchResponse = frame::decode_response(
+                frame.slice(4..),
+                CORRELATION_ID,
+                version,
+                frame::response_limits(1 << 20),
+            )
+            .unwrap_or_else(|error| panic!("version {version}: {error}"));
+            assert_eq!(decoded, expected, "version {version}");
+            let by_codec = frame::encode_response(CORRELATION_ID, version, &expected)
+                .unwrap_or_else(|error| panic!("version {version}: {error}"));
+            assert!(frame == by_codec, "version {version} differs in bytes");
+        }
+    }
+
+    #[test]
+    fn an_answer_with_nothing_in_it_is_whole_in_every_version() {
+        for version in 4..=NEWEST {
+            let response = Response {
+                session_id: 0,
+                wanted: &[],
+                fetched: Vec::new(),
+                keep: &[],
+            };
+            let answer = response.encode(version, CORRELATION_ID).expect("it fits");
+            let by_codec =
+                frame::encode_response(CORRELATION_ID, version, &FetchResponse::default())
+                    .expect("encodable");
+            assert_eq!(answer.to_vec(), by_codec, "version {version}");
+        }
     }
 }

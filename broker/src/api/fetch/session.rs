@@ -330,7 +330,10 @@ fn wanted_in(fetch: &FetchRequest) -> impl Iterator<Item = Wanted> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use yuxi_protocol::messages::fetch_request::{FetchTopic, ForgottenTopic};
+    use yuxi_protocol::{
+        message,
+        messages::fetch_request::{FetchTopic, ForgottenTopic},
+    };
 
     fn request(session_id: i32, session_epoch: i32, partitions: &[(i32, i64)]) -> FetchRequest {
         message!(FetchRequest {
