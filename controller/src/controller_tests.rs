@@ -210,7 +210,7 @@ async fn a_store_that_another_process_has_open_is_refused() {
     let (controller, _) = broker(&store, 1).await;
     assert!(matches!(
         EmbeddedStore::open(directory.path()),
-        Err(StoreError::Damaged(_))
+        Err(StoreError::Unavailable(_))
     ));
     controller.stop().await;
 }

@@ -17,6 +17,7 @@ pub mod keys;
 mod service;
 pub mod settings;
 pub mod store;
+mod transactions;
 
 pub use controller::{Campaign, Controller, ControllerOptions};
 pub use error::ControllerError;

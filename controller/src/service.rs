@@ -11,7 +11,7 @@
 //! anything else (I11); callers are answered once their change is in the image.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::VecDeque,
     future::{Future, pending},
     mem,
     pin::Pin,
@@ -30,14 +30,15 @@ use yuxi_protocol::ids::{BrokerEpoch, ControllerEpoch};
 use crate::{
     Campaign, ControllerError, ControllerOptions,
     command::Command,
-    decide::{ChangeSet, brokers, topics::random_topic_id},
-    election::{Candidate, Seal, Session, reign},
+    decide::{brokers, topics::random_topic_id},
+    election::{Candidate, Seal, Session},
     image::ClusterImage,
     keys::{BrokerValue, ClusterValue, Key, print_value},
     store::{
-        Batch, Commit, Guard, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPERATIONS, MetadataStore,
-        Operation, Revision, Snapshot, StoreError, Transaction, Watch, WatchEvent,
+        Batch, Commit, Guard, MetadataStore, Operation, Revision, Snapshot, StoreError,
+        Transaction, Watch, WatchEvent,
     },
+    transactions::{is_applied, pack},
 };
 
 /// How long to wait before what failed is tried again.
@@ -571,62 +572,6 @@ async fn read(store: impl MetadataStore) -> Result<(Snapshot, Watch), StoreError
     let snapshot = store.read("").await?;
     let batches = store.watch("", snapshot.revision).await?;
     Ok((snapshot, batches))
-}
-
-/// Puts change sets into as few transactions of a reign as they fit in, in their order.
-fn pack(changes: Vec<ChangeSet>, epoch: ControllerEpoch) -> VecDeque<Transaction> {
-    let mut transactions = VecDeque::new();
-    let mut current = Transaction::default();
-    let mut keys: HashSet<String> = HashSet::new();
-    let mut bytes = 0;
-    for set in changes {
-        let size: usize = set.operations.iter().map(Operation::size_in_bytes).sum();
-        let fits = current.guards.len() + set.guards.len() <= MAX_TRANSACTION_OPERATIONS
-            && current.operations.len() + set.operations.len() <= MAX_TRANSACTION_OPERATIONS
-            && bytes + size <= MAX_TRANSACTION_BYTES
-            && !set
-                .operations
-                .iter()
-                .any(|operation| keys.contains(operation.key()));
-        if current.guards.is_empty() || !fits {
-            if !current.operations.is_empty() {
-                transactions.push_back(mem::take(&mut current));
-            }
-            current.guards = vec![reign(epoch)];
-            current.operations.clear();
-            keys.clear();
-            bytes = 0;
-        }
-        keys.extend(
-            set.operations
-                .iter()
-                .map(|operation| operation.key().to_owned()),
-        );
-        bytes += size;
-        current.guards.extend(set.guards);
-        current.operations.extend(set.operations);
-    }
-    if !current.operations.is_empty() {
-        transactions.push_back(current);
-    }
-    transactions
-}
-
-/// Whether a snapshot shows everything that a transaction would have done.
-fn is_applied(transaction: &Transaction, snapshot: &Snapshot) -> bool {
-    transaction.operations.iter().all(|operation| {
-        let found = snapshot
-            .entries
-            .binary_search_by(|entry| (*entry.key).cmp(operation.key()))
-            .ok()
-            .map(|at| &snapshot.entries[at]);
-        match operation {
-            Operation::Put { value, session, .. } => {
-                found.is_some_and(|entry| entry.value == *value && entry.session == *session)
-            }
-            Operation::Delete { .. } => found.is_none(),
-        }
-    })
 }
 
 fn found_cluster(cluster_id: &str) -> Transaction {

@@ -33,6 +33,10 @@ struct FaultyStore {
     /// The faults to come, for commits that touch a key with this prefix.
     faults: Arc<Mutex<VecDeque<(&'static str, Fault)>>>,
     compacted: watch::Sender<u32>,
+    /// By how much every batch of a watch is late.
+    watch_delay: Duration,
+    /// How many commits a guard has stopped.
+    refused: Arc<Mutex<u32>>,
 }
 
 impl FaultyStore {
@@ -41,6 +45,8 @@ impl FaultyStore {
             store: EmbeddedStore::in_memory(),
             faults: Arc::new(Mutex::new(faults.iter().copied().collect())),
             compacted: watch::Sender::new(0),
+            watch_delay: Duration::ZERO,
+            refused: Arc::default(),
         }
     }
 
@@ -64,22 +70,34 @@ impl MetadataStore for FaultyStore {
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
-        let watch = self.store.watch(prefix, after).await?;
+        let delay = self.watch_delay;
+        let watch = self
+            .store
+            .watch(prefix, after)
+            .await?
+            .then(move |event| async move {
+                tokio::time::sleep(delay).await;
+                event
+            });
         let mut compacted = self.compacted.subscribe();
         let lost = async move {
             let _ = compacted.changed().await;
             Ok(WatchEvent::Compacted)
         };
         Ok(Box::pin(futures_util::stream::select(
-            watch,
-            futures_util::stream::once(lost),
+            Box::pin(watch),
+            Box::pin(futures_util::stream::once(lost)),
         )))
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Commit, StoreError> {
         let unknown = || Err(StoreError::Unknown("a fault".to_owned()));
         match self.next_fault(&transaction) {
-            None => self.store.commit(transaction).await,
+            None => {
+                let outcome = self.store.commit(transaction).await;
+                *self.refused.lock().unwrap() += u32::from(outcome == Ok(Commit::Refused));
+                outcome
+            }
             Some(Fault::AnswerLost) => {
                 self.store.commit(transaction).await?;
                 unknown()
@@ -122,6 +140,16 @@ async fn create_under(
     faults: &[(&'static str, Fault)],
 ) -> (Controller, Result<(), ControllerError>) {
     let store = FaultyStore::new(faults);
+    let controller = broker(&store).await;
+    let answer = create(&controller).await;
+    assert!(
+        store.faults.lock().unwrap().is_empty(),
+        "every fault has happened"
+    );
+    (controller, answer)
+}
+
+async fn broker(store: &FaultyStore) -> Controller {
     let options = ControllerOptions {
         node_id: 1.into(),
         settings: Arc::new(settings()),
@@ -132,15 +160,12 @@ async fn create_under(
     };
     let controller = Controller::start(store.clone(), options).await.unwrap();
     controller.register_broker(registration()).await.unwrap();
-    let answer = controller
-        .create_topics(vec![topic()], false)
-        .await
-        .remove(0);
-    assert!(
-        store.faults.lock().unwrap().is_empty(),
-        "every fault has happened"
-    );
-    (controller, answer.map(|_| ()))
+    controller
+}
+
+async fn create(controller: &Controller) -> Result<(), ControllerError> {
+    let mut answers = controller.create_topics(vec![topic()], false).await;
+    answers.remove(0).map(|_| ())
 }
 
 fn topic() -> NewTopic {
@@ -234,6 +259,34 @@ async fn a_watch_that_lost_its_place_is_replaced_by_reading_everything() {
 }
 
 #[tokio::test]
+async fn answers_and_further_decisions_wait_for_the_change_to_be_in_the_image() {
+    let store = FaultyStore {
+        watch_delay: Duration::from_millis(30),
+        ..FaultyStore::new(&[])
+    };
+    let controller = broker(&store).await;
+    let other = controller.clone();
+    let (first, second) = tokio::join!(
+        async {
+            let answer = create(&controller).await;
+            (answer, controller.image().topic("t").is_some())
+        },
+        create(&other),
+    );
+    assert_eq!(first, (Ok(()), true));
+    assert_eq!(
+        second,
+        Err(ControllerError::TopicAlreadyExists("t".to_owned())),
+        "it was decided on an image with the first in it"
+    );
+    assert_eq!(
+        *store.refused.lock().unwrap(),
+        0,
+        "not found out by a guard"
+    );
+}
+
+#[tokio::test]
 async fn the_start_survives_lost_answers_too() {
     for key in ["brokers/", "controller", "admitted/", "cluster"] {
         for fault in [Fault::AnswerLost, Fault::RequestLost] {
@@ -241,57 +294,4 @@ async fn the_start_survives_lost_answers_too() {
             assert_eq!(answer, Ok(()), "{key} {fault:?}");
         }
     }
-}
-
-fn put(key: &str, bytes: usize) -> Operation {
-    Operation::Put {
-        key: key.to_owned(),
-        value: vec![b'x'; bytes].into(),
-        session: None,
-    }
-}
-
-fn set(operations: Vec<Operation>) -> ChangeSet {
-    ChangeSet {
-        guards: vec![Guard::Absent("other".to_owned())],
-        operations,
-    }
-}
-
-#[test]
-fn transactions_are_full_within_the_limits_in_order_and_guarded_by_the_reign() {
-    let epoch = ControllerEpoch::new(5);
-    let sets = (0..300)
-        .map(|i| set(vec![put(&format!("k{i}"), 1)]))
-        .collect();
-    let packed = pack(sets, epoch);
-    // The reign's own guard takes one of 128.
-    let sizes: Vec<usize> = packed.iter().map(|t| t.operations.len()).collect();
-    assert_eq!(sizes, [127, 127, 46]);
-    let order: Vec<&str> = packed
-        .iter()
-        .flat_map(|t| &t.operations)
-        .map(Operation::key)
-        .collect();
-    assert_eq!(order, (0..300).map(|i| format!("k{i}")).collect::<Vec<_>>());
-    for transaction in &packed {
-        assert_eq!(transaction.guards[0], reign(epoch));
-        assert_eq!(transaction.check_limits(), Ok(()));
-    }
-    let large = (0..3)
-        .map(|i| set(vec![put(&format!("k{i}"), 600_000)]))
-        .collect();
-    assert_eq!(pack(large, epoch).len(), 3);
-}
-
-#[test]
-fn a_key_is_changed_once_in_a_transaction() {
-    let epoch = ControllerEpoch::new(5);
-    let sets = vec![set(vec![put("k", 1)]), set(vec![put("k", 2)])];
-    assert_eq!(pack(sets, epoch).len(), 2);
-}
-
-#[test]
-fn nothing_to_change_is_no_transaction() {
-    assert!(pack(Vec::new(), ControllerEpoch::new(5)).is_empty());
 }

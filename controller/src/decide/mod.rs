@@ -6,6 +6,7 @@
 //! committed in order, several in one transaction where they fit, so each must
 //! leave the cluster in a state that is right by itself.
 
+pub mod assignment;
 pub mod brokers;
 pub mod configs;
 pub mod isr;

@@ -307,15 +307,20 @@ fn a_topic_grows_within_its_last_chunk_and_beyond() {
 
 #[test]
 fn what_an_interrupted_growth_left_is_not_part_of_the_topic_nor_of_the_next_growth() {
-    let mut cluster = Cluster::of(1);
-    created(&mut cluster, topic("t", 2, 1));
+    let mut cluster = Cluster::of(2);
+    created(&mut cluster, manual("t", &[(0, &[1]), (1, &[1])]));
+    let on = |broker: i32, count: i32| NewPartitions {
+        assignments: Some(vec![ids(&[broker]); count as usize - 2]),
+        ..to("t", count)
+    };
     let mut random = StdRng::seed_from_u64(1);
-    let (changes, _) = grow(&cluster.image, &[to("t", 5)], &mut random);
+    let (changes, _) = grow(&cluster.image, &[on(1, 5)], &mut random);
     // The controller died before it wrote the topic's key.
     cluster.apply(&changes[..changes.len() - 1]);
     assert_eq!(cluster.image.topic("t").unwrap().partitions().count(), 2);
-    try_grow(&mut cluster, to("t", 3)).unwrap();
+    try_grow(&mut cluster, on(2, 3)).unwrap();
     assert_eq!(cluster.image.topic("t").unwrap().partitions().count(), 3);
+    assert_eq!(cluster.state("t", 2).replicas, ids(&[2]));
 }
 
 #[test]
@@ -385,6 +390,29 @@ fn configs_are_checked_before_a_topic_is_created_with_them() {
         Some("1000")
     );
     assert_eq!(cluster.image.config_scopes().count(), 1);
+}
+
+#[test]
+fn a_topic_that_is_taken_over_keeps_its_id_and_leads_in_an_epoch_of_its_own() {
+    let mut cluster = Cluster::of(1);
+    let adopted = |name: &str, number: u8| NewTopic {
+        adopted: Some(Adopted {
+            id: TopicId::from_bytes([number; 16]),
+            leader_epoch: LeaderEpoch::new(8),
+        }),
+        ..topic(name, 2, 1)
+    };
+    let t = created(&mut cluster, adopted("t", 1));
+    assert_eq!(t.id, TopicId::from_bytes([1; 16]));
+    assert_eq!(cluster.state("t", 1).leader_epoch.value(), 8);
+    check_refused(
+        &mut cluster,
+        adopted("u", 1),
+        "Topic id AQEBAQEBAQEBAQEBAQEBAQ belongs to another topic.",
+    );
+    let twice = [adopted("v", 2), adopted("w", 2)];
+    let answers = try_create(&mut cluster, &twice);
+    assert!(answers[0].is_ok() && answers[1].is_err(), "{answers:?}");
 }
 
 #[test]
