@@ -159,7 +159,12 @@ fn copy_directory(from: &Path, to: &Path) {
             copy_directory(&path, &target);
         } else if let Err(error) = std::fs::copy(&path, &target) {
             // A temporary file may have been renamed meanwhile.
-            assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{path:?}");
+            assert_eq!(
+                error.kind(),
+                std::io::ErrorKind::NotFound,
+                "{}",
+                path.display()
+            );
         }
     }
 }
