@@ -38,8 +38,15 @@ def fill(broker):
         assert producer.flush(30) == 0
     admin = AdminClient({"bootstrap.servers": broker.bootstrap})
     for n in range(3):
-        wanted = ConsumerGroupTopicPartitions(f"group-{n}", [TopicPartition("t", 0, 100 + n)])
-        admin.alter_consumer_group_offsets([wanted])[f"group-{n}"].result(20)
+        group = f"group-{n}"
+        wanted = ConsumerGroupTopicPartitions(group, [TopicPartition("t", 0, 100 + n)])
+
+        def committed(group=group, wanted=wanted):
+            # Kafka's coordinator is not there at once; the error stands with the partition.
+            altered = admin.alter_consumer_group_offsets([wanted])[group].result(20)
+            return altered.topic_partitions[0].error is None
+
+        wait_until(committed, "the group's offset is committed", 30, 0.1)
     member = Consumer({
         "bootstrap.servers": broker.bootstrap, "group.id": "group-live", "client.id": "the-member",
         "auto.offset.reset": "earliest", "enable.auto.commit": False,

@@ -3,6 +3,7 @@
 import collections
 import os
 import threading
+import time
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -26,9 +27,11 @@ def read_all(broker, topic, partition=0):
     try:
         consumer.assign([TopicPartition(topic, partition, 0)])
         messages = []
+        last = time.monotonic()
         while True:
-            batch = consumer.consume(1000, 20)
-            assert batch, f"nothing after {len(messages)} messages"
+            batch = consumer.consume(1000, 0.1)
+            last = time.monotonic() if batch else last
+            assert time.monotonic() - last < 20, f"nothing after {len(messages)} messages"
             for message in batch:
                 if message.error():
                     assert message.error().code() == -191, message.error()  # the partition's end
