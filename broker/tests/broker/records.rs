@@ -121,6 +121,13 @@ async fn with_flush_messages_1_an_answer_means_that_the_log_was_flushed() {
 
 /// How many flushes the metrics tell of.
 async fn flushes(server: &Server) -> u64 {
+    let name = "kafka_log_logflushstats_logflushrateandtimems_count ";
+    let page = metrics(server).await;
+    let line = page.lines().find_map(|line| line.strip_prefix(name));
+    line.expect("the count").trim().parse().expect("a number")
+}
+
+async fn metrics(server: &Server) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let address = server.broker().admin_address().expect("an admin listener");
     let mut stream = tokio::net::TcpStream::connect(address)
@@ -132,12 +139,46 @@ async fn flushes(server: &Server) -> u64 {
         .expect("written");
     let mut page = String::new();
     stream.read_to_string(&mut page).await.expect("a page");
-    let name = "kafka_log_logflushstats_logflushrateandtimems_count ";
-    let line = page
-        .lines()
-        .find_map(|line| line.strip_prefix(name))
-        .expect("the count");
-    line.trim().parse().expect("a number")
+    page
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_by_topic_id_count_for_their_topic_and_every_error_told_is_counted() {
+    let server = Server::start_with(&[("admin.listener", "127.0.0.1:0")]).await;
+    let mut client = server.client().await;
+    let id = client.create_topic("t", 1, &[]).await;
+    client.produce("t", batch(&["x"])).await;
+    for offset in [0, 99] {
+        let mut request = fetch_request("", 0, offset, 0, 1);
+        request.topics[0].topic_id = id;
+        client.ask(16, &request).await;
+    }
+    client.produce("missing", batch(&["x"])).await;
+    let page = metrics(&server).await;
+    for expected in [
+        "kafka_server_brokertopicmetrics_totalfetchrequests_total{topic=\"t\"} 2",
+        "kafka_server_brokertopicmetrics_failedfetchrequests_total{topic=\"t\"} 1",
+        "kafka_network_requestmetrics_errors_total{request=\"Fetch\",error=\"OFFSET_OUT_OF_RANGE\"} 1",
+        "kafka_network_requestmetrics_errors_total{request=\"Produce\",\
+         error=\"UNKNOWN_TOPIC_OR_PARTITION\"} 1",
+    ] {
+        assert!(page.lines().any(|line| line == expected), "{expected}");
+    }
+    assert!(!page.contains("topic=\"\""), "a topic without a name");
+    let deleted = client
+        .ask(
+            5,
+            &message!(messages::DeleteTopicsRequest {
+                topic_names: vec!["t".into()],
+                timeout_ms: 1000,
+            }),
+        )
+        .await;
+    assert_eq!(deleted.responses[0].error_code, 0);
+    wait_for("its counters to go", async || {
+        (!metrics(&server).await.contains("topic=\"t\"")).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
