@@ -744,3 +744,6 @@ fn append_code(error: &AppendError) -> ErrorCode {
         AppendError::Storage(_) => ErrorCode::KafkaStorageError,
     }
 }
+
+#[cfg(test)]
+mod tests;

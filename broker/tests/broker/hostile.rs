@@ -5,7 +5,10 @@ use crate::support::{Client, Server, batch, owned, produce_request, soon, start_
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
-use yuxi_protocol::{message, messages::ApiVersionsRequest};
+use yuxi_protocol::{
+    message,
+    messages::{ApiVersionsRequest, MetadataRequest},
+};
 
 async fn assert_serves(server: &Server, after: &str) {
     let mut client = server.client().await;
@@ -221,6 +224,9 @@ async fn another_nodes_directory_is_refused_and_stays_as_it_was() {
     let mut client = server.client().await;
     client.create_topic("t", 1, &[]).await;
     client.produce("t", batch(&["kept"])).await;
+    let first_epoch = leader_epoch(&mut client).await;
+    let server = server.restart().await;
+    let second_epoch = leader_epoch(&mut server.client().await).await;
     let overrides = owned(&[("node.id", "2")]);
     let directory = server.directory().to_owned();
     let server = server
@@ -234,15 +240,24 @@ async fn another_nodes_directory_is_refused_and_stays_as_it_was() {
         .await;
     let mut client = server.client().await;
     let brokers = client
-        .ask(
-            9,
-            &message!(yuxi_protocol::messages::MetadataRequest { topics: None }),
-        )
+        .ask(9, &message!(MetadataRequest { topics: None }))
         .await
         .brokers;
     assert_eq!(brokers.len(), 1, "the refused node registered itself");
     assert_eq!(brokers[0].node_id, 1);
     assert_eq!(client.values("t", 0).await, ["kept"]);
+    assert_eq!(
+        leader_epoch(&mut client).await - second_epoch,
+        second_epoch - first_epoch,
+        "the refused node changed partitions"
+    );
+}
+
+async fn leader_epoch(client: &mut Client) -> i32 {
+    let answer = client
+        .ask(9, &message!(MetadataRequest { topics: None }))
+        .await;
+    answer.topics[0].partitions[0].leader_epoch
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,9 @@ use std::time::Duration;
 use yuxi_protocol::{
     message,
     messages::{
-        FetchResponse, ListOffsetsRequest, MetadataRequest, MetadataResponse, ProduceResponse,
+        DeleteRecordsRequest, DeleteRecordsResponse, FetchResponse, MetadataRequest,
+        MetadataResponse, ProduceResponse,
+        delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic},
     },
 };
 
@@ -94,27 +96,26 @@ async fn a_request_in_turn_sees_what_those_before_it_did() {
         let (id, frame) = client.encode(9, &produce_request("t", 0, -1, batch(&["x", "y"])));
         (id, frame.to_vec())
     };
-    let (listed, frame) = client.encode(4, &latest("t"));
+    let (deleted, frame) = client.encode(2, &delete_all("t"));
     together.extend_from_slice(&frame);
     client.write(&together).await;
     let answer: ProduceResponse = client.receive(produced, 9).await;
     assert_eq!(only_partition(answer).error_code, 0);
-    let answer: yuxi_protocol::messages::ListOffsetsResponse = client.receive(listed, 4).await;
-    assert_eq!(answer.topics[0].partitions[0].offset, 2);
+    let answer: DeleteRecordsResponse = client.receive(deleted, 2).await;
+    assert_eq!(answer.topics[0].partitions[0].low_watermark, 2);
 }
 
-fn latest(topic: &str) -> ListOffsetsRequest {
-    use yuxi_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-    message!(ListOffsetsRequest {
-        replica_id: -1,
-        topics: vec![message!(ListOffsetsTopic {
+/// Everything below the high watermark.
+fn delete_all(topic: &str) -> DeleteRecordsRequest {
+    message!(DeleteRecordsRequest {
+        topics: vec![message!(DeleteRecordsTopic {
             name: topic.into(),
-            partitions: vec![message!(ListOffsetsPartition {
+            partitions: vec![message!(DeleteRecordsPartition {
                 partition_index: 0,
-                timestamp: -1,
-                current_leader_epoch: -1,
+                offset: -1,
             })],
         })],
+        timeout_ms: 1000,
     })
 }
 
