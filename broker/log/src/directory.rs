@@ -169,6 +169,14 @@ impl LogDir {
         Ok(stored)
     }
 
+    /// Makes all that was written to the file system of this directory durable, as if
+    /// every file of it were fsynced.
+    pub fn sync(&self) -> Result<(), LogDirError> {
+        File::open(&self.path)
+            .and_then(|dir| rustix::fs::syncfs(dir).map_err(io::Error::from))
+            .map_err(LogDirError::storage(&self.path))
+    }
+
     /// Where the log of `partition` is or goes.
     pub fn partition_dir(&self, partition: &TopicPartition) -> PathBuf {
         self.path.join(partition.to_string())

@@ -22,6 +22,8 @@ pub(crate) struct EntryFile<const N: usize> {
     path: PathBuf,
     /// Entries in the file.
     stored: usize,
+    /// Whether the file may have more, which counts for nothing.
+    has_excess: bool,
     /// Entries after those.
     pending: Vec<[u8; N]>,
     /// The stored entries, mapped when they were first asked for.
@@ -53,6 +55,7 @@ impl<const N: usize> EntryFile<N> {
         Ok(Self {
             path,
             stored,
+            has_excess: false,
             pending: Vec::new(),
             map: OnceLock::new(),
         })
@@ -95,7 +98,7 @@ impl<const N: usize> EntryFile<N> {
 
     /// Writes the entries that wait. They are not fsynced.
     pub(crate) fn write_pending(&mut self) -> io::Result<()> {
-        if self.pending.is_empty() {
+        if self.pending.is_empty() && !self.has_excess {
             return Ok(());
         }
         let file = File::options().write(true).open(&self.path)?;
@@ -107,10 +110,25 @@ impl<const N: usize> EntryFile<N> {
             return Err(error);
         }
         self.stored += self.pending.len();
+        if self.has_excess {
+            // To the length that it has already, if the same entries were made again.
+            file.set_len((self.stored * N) as u64)?;
+            self.has_excess = false;
+        }
         // The memory too: most segments never fill another batch of entries.
         self.pending = Vec::new();
         self.map.take();
         Ok(())
+    }
+
+    /// Forgets all entries, to make them again. The file stays as it is until they are
+    /// written: to empty it and write it at once is slow on some file systems, which
+    /// take it for the replacement of a file.
+    pub(crate) fn clear(&mut self) {
+        self.map.take();
+        self.pending = Vec::new();
+        self.has_excess |= self.stored > 0;
+        self.stored = 0;
     }
 
     /// Keeps the first `len` entries.

@@ -78,8 +78,8 @@ impl OffsetIndex {
         self.entries.truncate(keep)
     }
 
-    pub(crate) fn clear(&mut self) -> io::Result<()> {
-        self.entries.truncate(0)
+    pub(crate) fn clear(&mut self) {
+        self.entries.clear();
     }
 
     pub(crate) fn write_pending(&mut self) -> io::Result<()> {

@@ -476,8 +476,8 @@ impl Segment {
     /// Empties the indexes, to observe every batch again.
     pub(crate) fn reset_indexes(&mut self) -> io::Result<()> {
         let mut indexes = Box::new(self.open_indexes()?);
-        indexes.offsets.clear()?;
-        indexes.times.clear()?;
+        indexes.offsets.clear();
+        indexes.times.clear();
         let mut open = self.open_files();
         open.indexes = Some(indexes);
         open.checked = true;
@@ -589,8 +589,8 @@ impl Segment {
     }
 
     fn remake(&self, indexes: &mut Indexes, file: &SegmentFile) -> Result<(), ReadError> {
-        indexes.offsets.clear()?;
-        indexes.times.clear()?;
+        indexes.offsets.clear();
+        indexes.times.clear();
         let mut max = TimestampOffset::none(self.base_offset);
         let (mut at, mut indexed) = (0, 0);
         while at < self.size {

@@ -99,9 +99,9 @@ impl TimeIndex {
         self.reload_last()
     }
 
-    pub(crate) fn clear(&mut self) -> io::Result<()> {
+    pub(crate) fn clear(&mut self) {
         self.last = TimestampOffset::none(self.base_offset);
-        self.entries.truncate(0)
+        self.entries.clear();
     }
 
     pub(crate) fn write_pending(&mut self) -> io::Result<()> {

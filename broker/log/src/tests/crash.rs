@@ -269,6 +269,38 @@ fn a_truncation_makes_an_earlier_flush_plan_worthless() {
 }
 
 #[test]
+fn many_logs_can_be_closed_with_one_sync() {
+    let temporary = tempfile::tempdir().unwrap();
+    let log_dir = crate::LogDir::open(temporary.path()).unwrap();
+    let mut logs = Vec::new();
+    for number in 0..5 {
+        let partition = yuxi_protocol::ids::TopicPartition::new("t", number);
+        let dir = log_dir.partition_dir(&partition);
+        let mut log = Log::open(&dir, small(), opening()).unwrap();
+        append_many(&mut log, 30);
+        logs.push(log);
+    }
+    let plans: Vec<_> = logs
+        .iter_mut()
+        .map(|log| log.prepare_close().unwrap())
+        .collect();
+    log_dir.sync().unwrap();
+    for (mut log, plan) in logs.into_iter().zip(plans) {
+        log.flushed(&plan);
+        assert!(
+            log.prepare_close().unwrap().is_empty(),
+            "nothing is left to do"
+        );
+        let clean = Opening {
+            clean_shutdown: true,
+            ..recovered_from(30)
+        };
+        let log = Log::open(log.dir(), small(), clean).unwrap();
+        assert_eq!(log.recovery_point(), offset(30));
+    }
+}
+
+#[test]
 fn a_flush_is_due_after_so_many_records_or_so_much_time() {
     let fixture = Fixture::new();
     let mut log = fixture.open(LogConfig {
