@@ -21,6 +21,7 @@ use admission::Admitted;
 use leader::Leader;
 use std::{
     collections::VecDeque,
+    io,
     sync::{Arc, Mutex, MutexGuard},
     time::Instant,
 };
@@ -87,15 +88,6 @@ impl PartitionError {
             Self::Read(ReadError::Corrupt { .. }) => ErrorCode::CorruptMessage,
         }
     }
-}
-
-/// Why a flush did not make the log durable. The log directory must not be used any more.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum FlushError {
-    #[error("fsync: {0}")]
-    Sync(std::io::Error),
-    #[error(transparent)]
-    Log(#[from] LogError),
 }
 
 /// How far a record must have come before its producer is answered.
@@ -392,7 +384,7 @@ impl Partition {
 
     /// Flushes what the flush policy wants by now, and closed segments. Must run where
     /// blocking is allowed.
-    pub(crate) fn flush_due(&self, metrics: &Metrics, now_ms: i64) -> Result<(), FlushError> {
+    pub(crate) fn flush_due(&self, metrics: &Metrics, now_ms: i64) -> io::Result<()> {
         {
             let mut state = self.state();
             if state.ended().is_some()
@@ -552,9 +544,10 @@ impl Partition {
         }
     }
 
-    /// Runs the fsyncs that appends wait for, until none does. Call it on a thread that
+    /// Runs the fsyncs that appends wait for, until none does. An error means that the log
+    /// directory must not be used any more. Call it on a thread that
     /// may block; while one runs, another call returns at once.
-    pub(crate) fn flush_wanted(&self, metrics: &Metrics) -> Result<(), FlushError> {
+    pub(crate) fn flush_wanted(&self, metrics: &Metrics) -> io::Result<()> {
         loop {
             let (flush, end) = {
                 let mut state = self.state();
@@ -571,7 +564,18 @@ impl Partition {
                     }
                     Flushing::Idle => return Ok(()),
                 }
-                (state.log.flush_plan()?, state.log.log_end_offset())
+                let plan = match state.log.flush_plan() {
+                    Ok(plan) => plan,
+                    // A full disk, mostly: nothing was promised, so nothing is lost. Those
+                    // who wait for it go on waiting, and it is tried again with the next
+                    // append or housekeeping.
+                    Err(error) => {
+                        tracing::warn!(partition = %self.id, %error, "a flush is put off");
+                        state.flushing = Flushing::Idle;
+                        return Ok(());
+                    }
+                };
+                (plan, state.log.log_end_offset())
             };
             let started = Instant::now();
             let run = flush.run();
@@ -580,7 +584,7 @@ impl Partition {
                 Ok(()) => metrics.log_flushed(started.elapsed()),
                 // The files were on their way out while they were flushed.
                 Err(_) if matches!(state.role, Role::Deleted) => return Ok(()),
-                Err(error) => return Err(FlushError::Sync(error)),
+                Err(error) => return Err(error),
             }
             state.log.flushed(&flush);
             state.held_end = state.held_end.max(end);
