@@ -19,7 +19,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -46,6 +46,8 @@ pub(crate) struct Groups {
     config: GroupConfig,
     shards: RwLock<HashMap<i32, Arc<Shard>>>,
     next_ticket: AtomicU64,
+    /// When the timer looks next; while it is looking, `i64::MAX`.
+    next_look_ms: AtomicI64,
     /// A shard has an earlier deadline than the timer knew.
     timer: Notify,
 }
@@ -77,6 +79,7 @@ impl Groups {
             config: config(settings),
             shards: RwLock::default(),
             next_ticket: AtomicU64::new(0),
+            next_look_ms: AtomicI64::new(i64::MAX),
             timer: Notify::new(),
         }
     }
@@ -147,8 +150,17 @@ impl Groups {
         state.waiting.insert(ticket, sender);
         let effects = group.handle(context, request, ticket, now_ms);
         shard.carry_out(node, state, effects, now_ms);
-        self.timer.notify_one();
+        if let Phase::Serving(group) = &state.phase {
+            self.wake_timer_before(group.next_deadline());
+        }
         Part::Waiting(receiver, refused)
+    }
+
+    /// Most requests leave every deadline later than the timer's next look.
+    fn wake_timer_before(&self, deadline_ms: Option<i64>) {
+        if deadline_ms.is_some_and(|at| at < self.next_look_ms.load(Ordering::SeqCst)) {
+            self.timer.notify_one();
+        }
     }
 
     fn shard(&self, partition: i32) -> Option<Arc<Shard>> {
@@ -271,6 +283,8 @@ impl Groups {
     /// Runs until aborted.
     pub(crate) async fn keep_time(&self, node: &Arc<Node>) {
         loop {
+            // Whoever sets a deadline during the look wakes the timer for another.
+            self.next_look_ms.store(i64::MAX, Ordering::SeqCst);
             let now_ms = time::now_ms();
             let mut next: Option<i64> = None;
             for shard in self.all() {
@@ -289,6 +303,8 @@ impl Groups {
                     next = Some(next.map_or(at, |next| next.min(at)));
                 }
             }
+            self.next_look_ms
+                .store(next.unwrap_or(i64::MAX), Ordering::SeqCst);
             let changed = self.timer.notified();
             match next {
                 None => changed.await,

@@ -11,84 +11,30 @@
 //! that waits is sent only while this broker leads in the epoch of the append (I10).
 
 pub(crate) mod admission;
+mod error;
+mod flush;
 mod leader;
 mod waiters;
 
+pub(crate) use error::PartitionError;
 pub(crate) use waiters::FetchWaiter;
 
-use crate::{internal_topics, log_config, metrics::Metrics};
+use crate::{internal_topics, log_config};
 use admission::Admitted;
+use flush::Flushing;
 use leader::Leader;
 use std::{
     collections::VecDeque,
-    io,
     sync::{Arc, Mutex, MutexGuard},
-    time::Instant,
 };
 use tokio::sync::oneshot;
 use waiters::{AckWaiters, FetchWaiters};
 use yuxi_controller::settings::TopicSettings;
-use yuxi_log::{AppendError, FileSlice, Log, LogError, ReadError};
+use yuxi_log::{FileSlice, Log};
 use yuxi_protocol::{
     error_code::ErrorCode,
     ids::{BrokerId, LeaderEpoch, Offset, TopicPartition},
 };
-
-/// Why a partition refuses.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PartitionError {
-    #[error("this broker does not lead the partition")]
-    NotLeader,
-    #[error("the request's leader epoch {requested} is older than {current}")]
-    FencedLeaderEpoch {
-        requested: LeaderEpoch,
-        current: LeaderEpoch,
-    },
-    #[error("the request's leader epoch {requested} is newer than {current}")]
-    UnknownLeaderEpoch {
-        requested: LeaderEpoch,
-        current: LeaderEpoch,
-    },
-    #[error("{in_sync} replicas are in sync, min.insync.replicas={needed}")]
-    NotEnoughReplicas { in_sync: usize, needed: usize },
-    #[error("offset {requested} is outside of {start} to {end}")]
-    OffsetOutOfRange {
-        requested: Offset,
-        start: Offset,
-        end: Offset,
-    },
-    #[error("the partition is being deleted")]
-    Deleted,
-    #[error("the log directory failed and takes no more writes")]
-    Offline,
-    #[error(transparent)]
-    Append(#[from] AppendError),
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(transparent)]
-    Log(#[from] LogError),
-}
-
-impl PartitionError {
-    /// The code that clients get.
-    pub(crate) fn code(&self) -> ErrorCode {
-        match self {
-            Self::NotLeader => ErrorCode::NotLeaderOrFollower,
-            Self::FencedLeaderEpoch { .. } => ErrorCode::FencedLeaderEpoch,
-            Self::UnknownLeaderEpoch { .. } => ErrorCode::UnknownLeaderEpoch,
-            Self::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
-            Self::OffsetOutOfRange { .. } | Self::Read(ReadError::OffsetOutOfRange(_)) => {
-                ErrorCode::OffsetOutOfRange
-            }
-            Self::Deleted => ErrorCode::UnknownTopicOrPartition,
-            Self::Append(error) => append_code(error),
-            Self::Offline | Self::Read(ReadError::Storage(_)) | Self::Log(_) => {
-                ErrorCode::KafkaStorageError
-            }
-            Self::Read(ReadError::Corrupt { .. }) => ErrorCode::CorruptMessage,
-        }
-    }
-}
 
 /// How far a record must have come before its producer is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,14 +166,6 @@ enum Role {
     Follower,
     Deleted,
     Offline,
-}
-
-/// An fsync that producers wait for. While one runs, later appends gather for the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flushing {
-    Idle,
-    Running,
-    RunningAndWanted,
 }
 
 impl Partition {
@@ -382,22 +320,6 @@ impl Partition {
         }
     }
 
-    /// Flushes what the flush policy wants by now, and closed segments. Must run where
-    /// blocking is allowed.
-    pub(crate) fn flush_due(&self, metrics: &Metrics, now_ms: i64) -> io::Result<()> {
-        {
-            let mut state = self.state();
-            if state.ended().is_some()
-                || state.flushing != Flushing::Idle
-                || !(state.log.is_flush_due(now_ms) || has_unflushed_closed_segments(&state.log))
-            {
-                return Ok(());
-            }
-            state.flushing = Flushing::RunningAndWanted;
-        }
-        self.flush_wanted(metrics)
-    }
-
     /// Reads what a consumer may see.
     pub(crate) fn read(&self, read: Read) -> Result<ReadAnswer, PartitionError> {
         let state = self.state();
@@ -543,54 +465,6 @@ impl Partition {
             state.role = Role::Offline;
         }
     }
-
-    /// Runs the fsyncs that appends wait for, until none does. An error means that the log
-    /// directory must not be used any more. Call it on a thread that
-    /// may block; while one runs, another call returns at once.
-    pub(crate) fn flush_wanted(&self, metrics: &Metrics) -> io::Result<()> {
-        loop {
-            let (flush, end) = {
-                let mut state = self.state();
-                if matches!(state.role, Role::Deleted) {
-                    // Its directory may be another topic's by now.
-                    state.flushing = Flushing::Idle;
-                    return Ok(());
-                }
-                match state.flushing {
-                    Flushing::RunningAndWanted => state.flushing = Flushing::Running,
-                    Flushing::Running => {
-                        state.flushing = Flushing::Idle;
-                        return Ok(());
-                    }
-                    Flushing::Idle => return Ok(()),
-                }
-                let plan = match state.log.flush_plan() {
-                    Ok(plan) => plan,
-                    // A full disk, mostly: nothing was promised, so nothing is lost. Those
-                    // who wait for it go on waiting, and it is tried again with the next
-                    // append or housekeeping.
-                    Err(error) => {
-                        tracing::warn!(partition = %self.id, %error, "a flush is put off");
-                        state.flushing = Flushing::Idle;
-                        return Ok(());
-                    }
-                };
-                (plan, state.log.log_end_offset())
-            };
-            let started = Instant::now();
-            let run = flush.run();
-            let mut state = self.state();
-            match run {
-                Ok(()) => metrics.log_flushed(started.elapsed()),
-                // The files were on their way out while they were flushed.
-                Err(_) if matches!(state.role, Role::Deleted) => return Ok(()),
-                Err(error) => return Err(error),
-            }
-            state.log.flushed(&flush);
-            state.held_end = state.held_end.max(end);
-            state.advance(self.broker);
-        }
-    }
 }
 
 impl State {
@@ -724,28 +598,6 @@ impl State {
         self.until_committed.fail(error);
         self.until_held.fail(error);
         self.fetches.wake_all();
-    }
-}
-
-/// Whether a segment was closed since the last flush: then it is flushed in the background,
-/// so that a recovery has little to check.
-fn has_unflushed_closed_segments(log: &Log) -> bool {
-    log.segments()
-        .next_back()
-        .is_some_and(|active| active.base_offset > log.recovery_point())
-}
-
-fn append_code(error: &AppendError) -> ErrorCode {
-    match error {
-        AppendError::OutOfOrderSequence { .. } => ErrorCode::OutOfOrderSequenceNumber,
-        AppendError::InvalidProducerEpoch { .. } => ErrorCode::InvalidProducerEpoch,
-        AppendError::NotTransactional { .. } => ErrorCode::InvalidTxnState,
-        AppendError::CoordinatorFenced { .. } => ErrorCode::TransactionCoordinatorFenced,
-        AppendError::LargerThanSegment { .. } => ErrorCode::RecordListTooLarge,
-        AppendError::OffsetNotIncreasing { .. } | AppendError::Invalid(_) => {
-            ErrorCode::CorruptMessage
-        }
-        AppendError::Storage(_) => ErrorCode::KafkaStorageError,
     }
 }
 

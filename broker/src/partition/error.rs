@@ -1,0 +1,77 @@
+//! Why a partition refuses, and the one mapping of that to Kafka's error codes.
+
+use yuxi_log::{AppendError, LogError, ReadError};
+use yuxi_protocol::{
+    error_code::ErrorCode,
+    ids::{LeaderEpoch, Offset},
+};
+
+/// Why a partition refuses.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PartitionError {
+    #[error("this broker does not lead the partition")]
+    NotLeader,
+    #[error("the request's leader epoch {requested} is older than {current}")]
+    FencedLeaderEpoch {
+        requested: LeaderEpoch,
+        current: LeaderEpoch,
+    },
+    #[error("the request's leader epoch {requested} is newer than {current}")]
+    UnknownLeaderEpoch {
+        requested: LeaderEpoch,
+        current: LeaderEpoch,
+    },
+    #[error("{in_sync} replicas are in sync, min.insync.replicas={needed}")]
+    NotEnoughReplicas { in_sync: usize, needed: usize },
+    #[error("offset {requested} is outside of {start} to {end}")]
+    OffsetOutOfRange {
+        requested: Offset,
+        start: Offset,
+        end: Offset,
+    },
+    #[error("the partition is being deleted")]
+    Deleted,
+    #[error("the log directory failed and takes no more writes")]
+    Offline,
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+impl PartitionError {
+    /// The code that clients get.
+    pub(crate) fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotLeader => ErrorCode::NotLeaderOrFollower,
+            Self::FencedLeaderEpoch { .. } => ErrorCode::FencedLeaderEpoch,
+            Self::UnknownLeaderEpoch { .. } => ErrorCode::UnknownLeaderEpoch,
+            Self::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
+            Self::OffsetOutOfRange { .. } | Self::Read(ReadError::OffsetOutOfRange(_)) => {
+                ErrorCode::OffsetOutOfRange
+            }
+            Self::Deleted => ErrorCode::UnknownTopicOrPartition,
+            Self::Append(error) => append_code(error),
+            Self::Offline | Self::Read(ReadError::Storage(_)) | Self::Log(_) => {
+                ErrorCode::KafkaStorageError
+            }
+            Self::Read(ReadError::Corrupt { .. }) => ErrorCode::CorruptMessage,
+        }
+    }
+}
+
+fn append_code(error: &AppendError) -> ErrorCode {
+    match error {
+        AppendError::OutOfOrderSequence { .. } => ErrorCode::OutOfOrderSequenceNumber,
+        AppendError::InvalidProducerEpoch { .. } => ErrorCode::InvalidProducerEpoch,
+        AppendError::NotTransactional { .. } => ErrorCode::InvalidTxnState,
+        AppendError::CoordinatorFenced { .. } => ErrorCode::TransactionCoordinatorFenced,
+        AppendError::LargerThanSegment { .. } => ErrorCode::RecordListTooLarge,
+        AppendError::OffsetNotIncreasing { .. } | AppendError::Invalid(_) => {
+            ErrorCode::CorruptMessage
+        }
+        AppendError::Storage(_) => ErrorCode::KafkaStorageError,
+    }
+}
