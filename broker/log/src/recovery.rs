@@ -452,8 +452,9 @@ fn check_batch(
 ) -> Result<BatchView<'_>, BatchError> {
     let batch = BatchView::parse(bytes)?;
     let header = batch.header();
-    let relative = header.last_offset().since(base_offset);
-    if header.base_offset < expected_offset || relative > i64::from(i32::MAX) {
+    if header.base_offset < expected_offset
+        || header.last_offset().since(base_offset) > i64::from(i32::MAX)
+    {
         return Err(BatchError::InvalidCounts {
             record_count: header.record_count,
             last_offset_delta: header.last_offset_delta,

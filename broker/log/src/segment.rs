@@ -356,6 +356,15 @@ impl Segment {
         };
         let head_end = self.size.min(position + RECORD_BATCH_OVERHEAD as u64);
         let header = BatchHeader::parse(file.bytes(position..head_end)?).map_err(corrupt)?;
+        // No batch of this segment, then; and its offsets would not fit into an index.
+        if header.base_offset < self.base_offset
+            || header.last_offset().since(self.base_offset) > i64::from(i32::MAX)
+        {
+            return Err(corrupt(BatchError::InvalidCounts {
+                record_count: header.record_count,
+                last_offset_delta: header.last_offset_delta,
+            }));
+        }
         let batch = StoredBatch { position, header };
         if batch.end() > self.size {
             return Err(corrupt(BatchError::Truncated {

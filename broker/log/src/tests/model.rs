@@ -315,6 +315,105 @@ impl World {
     }
 }
 
+/// Opens the log in the fixture and does with it what a broker might.
+fn use_damaged(fixture: &Fixture, random: &mut Random) {
+    let opening = crate::Opening {
+        recovery_point: offset(random.between(0, 70)),
+        clean_shutdown: random.below(2) == 0,
+        log_start_offset: offset(random.between(0, 20)),
+        ..opening()
+    };
+    let Ok(mut log) = fixture.try_open(small(), opening) else {
+        return;
+    };
+    let end = log.log_end_offset();
+    let mut from = log.log_start_offset();
+    while from < end {
+        match log.read(from, 2000, true, end) {
+            Ok(read) => {
+                from = from.plus(read.slice.map_or(1, |slice| 1 + slice.len() as i64 / 400))
+            }
+            Err(_) => from = from.plus(1),
+        }
+    }
+    let _ = log.offset_for_timestamp(NOW + random.between(-10, 1000));
+    let _ = log.max_timestamp();
+    let _ = log.delete_records_before(offset(random.between(0, 30)), NOW);
+    let _ = log.truncate_to(offset(random.between(20, 70)), NOW);
+    let _ = try_append(
+        &mut log,
+        &produced(7, 0, random.between(0, 99) as i32, 1),
+        9,
+    );
+    let _ = log.delete_old_segments(NOW + 1, log.log_end_offset());
+    let _ = log.roll(NOW);
+    let _ = log.close();
+}
+
+#[test]
+fn no_damage_to_the_files_makes_the_log_panic() {
+    let seed = match std::env::var("YUXI_TEST_SEED") {
+        Ok(text) => text.parse().expect("YUXI_TEST_SEED is a number"),
+        Err(_) => 20_260_102,
+    };
+    println!("YUXI_TEST_SEED={seed}");
+    let mut random = Random(seed);
+    let template = Fixture::new();
+    let mut log = template.open(small());
+    for sequence in 0..60 {
+        let builder = yuxi_protocol::record::RecordBatchBuilder::new().producer(
+            yuxi_protocol::ids::ProducerId::new(7),
+            yuxi_protocol::ids::ProducerEpoch::new(0),
+            sequence,
+        );
+        let bytes = fill(builder, &[NOW + i64::from(sequence)], 400);
+        try_append(&mut log, &bytes, sequence / 25).unwrap();
+    }
+    log.close().unwrap();
+    assert!(log.segments().len() >= 3);
+    let files: Vec<_> = fs::read_dir(&template.dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| {
+            (
+                path.file_name().unwrap().to_owned(),
+                fs::read(&path).unwrap(),
+            )
+        })
+        .collect();
+    for _ in 0..80 {
+        let fixture = Fixture::new();
+        fs::create_dir(&fixture.dir).unwrap();
+        for (name, bytes) in &files {
+            fs::write(fixture.dir.join(name), bytes).unwrap();
+        }
+        for _ in 0..random.between(1, 3) {
+            let (name, bytes) = &files[random.below(files.len() as u64) as usize];
+            let mut bytes = bytes.clone();
+            for _ in 0..random.between(1, 8) {
+                if bytes.is_empty() {
+                    break;
+                }
+                let at = random.below(bytes.len() as u64) as usize;
+                // Often in the header of the first batch, where the numbers are.
+                let at = if random.below(2) == 0 {
+                    at % 61 % bytes.len()
+                } else {
+                    at
+                };
+                match random.below(4) {
+                    0 => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][random.below(5) as usize],
+                    1 => bytes[at] ^= 1 << random.below(8),
+                    2 => bytes.truncate(at),
+                    _ => bytes.extend_from_slice(&random.next().to_be_bytes()),
+                }
+            }
+            fs::write(fixture.dir.join(name), bytes).unwrap();
+        }
+        use_damaged(&fixture, &mut random);
+    }
+}
+
 #[test]
 fn the_log_is_what_a_vector_of_batches_would_be() {
     let seed = match std::env::var("YUXI_TEST_SEED") {
