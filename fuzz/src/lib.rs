@@ -3,5 +3,6 @@
 //! the ordinary tests (`tests/fuzz_smoke.rs` of the crate that is fuzzed includes the
 //! modules here by path). A module per crate, and [`runner`], which mutates.
 
+pub mod log;
 pub mod protocol;
 pub mod runner;
