@@ -4,7 +4,7 @@
 //! Each job is one task that works through all partitions on a blocking thread, one
 //! partition's lock at a time.
 
-use crate::{node::Node, replicas::Checkpoints, time};
+use crate::{node::Node, partition::Partition, replicas::Checkpoints, time};
 use std::{sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::MissedTickBehavior};
 use yuxi_protocol::ids::BrokerEpoch;
@@ -15,6 +15,10 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// A segment that nobody read or wrote for one to two of these is unmapped.
 const COLD_AFTER: Duration = Duration::from_mins(1);
+
+/// From this many logs on, one sync of the whole file system is quicker than an fsync of
+/// each of their files.
+const SYNC_TOGETHER_FROM: usize = 32;
 
 /// The jobs.
 pub(crate) struct Maintenance;
@@ -120,13 +124,7 @@ pub(crate) fn close(node: &Node, epoch: BrokerEpoch) -> Result<(), String> {
     if node.is_storage_failed() {
         return Err("a flush failed".to_owned());
     }
-    let mut first_error = None;
-    for partition in node.replicas.all() {
-        if let Some(Err(error)) = partition.with_log(|log, _| log.close()) {
-            tracing::error!(partition = %partition.id(), %error, "a log was not closed");
-            first_error.get_or_insert(error.to_string());
-        }
-    }
+    let first_error = close_logs(node);
     for which in [Checkpoints::RecoveryPoints, Checkpoints::LogStarts] {
         node.replicas
             .checkpoint(which)
@@ -139,4 +137,40 @@ pub(crate) fn close(node: &Node, epoch: BrokerEpoch) -> Result<(), String> {
             .mark_clean_shutdown(epoch)
             .map_err(|error| error.to_string()),
     }
+}
+
+/// Closes every log, as far as it can; returns the first error.
+fn close_logs(node: &Node) -> Option<String> {
+    let mut first_error = None;
+    let mut failed = |partition: &Partition, error: String| {
+        tracing::error!(partition = %partition.id(), error, "a log was not closed");
+        first_error.get_or_insert(error);
+    };
+    let mut closing = Vec::new();
+    for partition in node.replicas.all() {
+        match partition.with_log(|log, _| log.prepare_close()) {
+            Some(Ok(flush)) => closing.push((partition, flush)),
+            Some(Err(error)) => failed(&partition, error.to_string()),
+            None => {}
+        }
+    }
+    let unflushed = closing
+        .iter()
+        .filter(|(_, flush)| !flush.is_empty())
+        .count();
+    let together = (unflushed >= SYNC_TOGETHER_FROM).then(|| node.replicas.sync());
+    for (partition, flush) in closing {
+        let synced = match &together {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(error.to_string()),
+            None => flush.run().map_err(|error| error.to_string()),
+        };
+        match synced {
+            Ok(()) => {
+                partition.with_log(|log, _| log.flushed(&flush));
+            }
+            Err(error) => failed(&partition, error),
+        }
+    }
+    first_error
 }

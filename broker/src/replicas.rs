@@ -402,6 +402,11 @@ impl Replicas {
         self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes everything in the log directory durable at once.
+    pub(crate) fn sync(&self) -> Result<(), LogDirError> {
+        self.directory.sync()
+    }
+
     /// Leaves the mark that every log was closed, in broker epoch `epoch`.
     pub(crate) fn mark_clean_shutdown(&self, epoch: BrokerEpoch) -> std::io::Result<()> {
         CleanShutdown::new(self.directory.path()).write(epoch.value())
