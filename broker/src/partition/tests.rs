@@ -1,6 +1,7 @@
 //! A partition over a real log, without a network.
 
 use super::*;
+use crate::metrics::Metrics;
 use std::{collections::BTreeMap, path::Path};
 use yuxi_controller::settings::ServerSettings;
 use yuxi_log::Opening;
