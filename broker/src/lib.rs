@@ -47,6 +47,9 @@ use yuxi_protocol::ids::{BrokerEpoch, BrokerId, TopicId};
 /// long enough that a suspended machine does not end it.
 const EMBEDDED_SESSION: Duration = Duration::from_hours(24 * 365);
 
+/// How long a broker of a cluster may be silent before it is taken for dead.
+const SHARED_SESSION: Duration = Duration::from_secs(9);
+
 /// How long a broker of this process that has ended may need to let go of its store.
 const LETTING_GO: Duration = Duration::from_secs(5);
 const LETTING_GO_CHECK: Duration = Duration::from_millis(10);
@@ -113,31 +116,43 @@ impl std::fmt::Debug for Broker {
 }
 
 impl Broker {
-    /// Starts a broker and returns once it serves clients. Needs a tokio runtime, and
-    /// must be the only one on its data directory.
+    /// Starts a broker that is a cluster by itself, with a metadata store in its data
+    /// directory, and returns once it serves clients. Needs a tokio runtime, and must be
+    /// the only one on its data directory.
     pub async fn start(settings: ServerSettings) -> Result<Self, StartError> {
-        let listener = bind("listeners", &settings.listeners.0).await?;
-        let admin = match &settings.admin_listener {
-            Some(address) => Some(bind("admin.listener", address).await?),
-            None => None,
-        };
-        let address = local_address(&listener, "listeners")?;
-        let broker_id = BrokerId::new(settings.node_id);
+        let opened = Opened::new(settings).await?;
+        let store = open_store(opened.directory.path()).await?;
+        let adopt = store.read("").await?.entries.is_empty();
+        Self::run(opened, store, StoreKind::Private { adopt }).await
+    }
 
-        let directory = LogDir::open(settings.data_dir())?;
+    /// As [`Broker::start`], as one broker of the cluster that `store` holds. A store in
+    /// this process is shared by its clones.
+    pub async fn start_with_store(
+        settings: ServerSettings,
+        store: impl MetadataStore,
+    ) -> Result<Self, StartError> {
+        Self::run(Opened::new(settings).await?, store, StoreKind::Shared).await
+    }
+
+    async fn run(
+        opened: Opened,
+        store: impl MetadataStore,
+        kind: StoreKind,
+    ) -> Result<Self, StartError> {
+        let Opened {
+            settings,
+            listener,
+            admin,
+            address,
+            directory,
+            stored,
+        } = opened;
+        let broker_id = BrokerId::new(settings.node_id);
         let in_directory = |name: &str| {
             let path = directory.path().join(name);
             move |error| StartError::File { path, error }
         };
-        let stored = directory.meta_properties()?;
-        // Before the store, which would register this node there.
-        if let Some(stored) = stored.as_ref().filter(|stored| stored.node_id != broker_id) {
-            return Err(StartError::Directory(LogDirError::OtherNode {
-                path: directory.path().to_owned(),
-                stored: stored.node_id,
-                expected: broker_id,
-            }));
-        }
         let directory_id = stored
             .as_ref()
             .and_then(|stored| stored.directory_id)
@@ -146,14 +161,12 @@ impl Broker {
         let shutdown = mark
             .read()
             .map_err(in_directory(CleanShutdown::FILE_NAME))?;
-        let store = open_store(directory.path()).await?;
-        let is_new_cluster = store.read("").await?.entries.is_empty();
         let controller = Controller::start(
             store,
             ControllerOptions {
                 node_id: broker_id,
                 settings: Arc::new(settings.clone()),
-                session_ttl: EMBEDDED_SESSION,
+                session_ttl: kind.session_ttl(),
                 campaign: Campaign::OnceRegistered,
                 cluster_id: stored.map(|stored| stored.cluster_id),
                 seed: None,
@@ -205,7 +218,7 @@ impl Broker {
             timing.groups.keep_time(&timing).await;
         }));
         node.applied(image.revision()).await;
-        adoption::settle_strays(&node, is_new_cluster).await?;
+        adoption::settle_strays(&node, kind.adopts()).await?;
         background.extend(Maintenance::start(&node));
 
         let (stop, stopping) = watch::channel(false);
@@ -282,6 +295,72 @@ impl Drop for Broker {
         for task in &self.background {
             task.abort();
         }
+    }
+}
+
+/// What a broker has before it looks at the metadata store: its sockets and its data
+/// directory.
+struct Opened {
+    settings: ServerSettings,
+    listener: TcpListener,
+    admin: Option<TcpListener>,
+    address: SocketAddr,
+    directory: LogDir,
+    stored: Option<MetaProperties>,
+}
+
+impl Opened {
+    async fn new(settings: ServerSettings) -> Result<Self, StartError> {
+        let listener = bind("listeners", &settings.listeners.0).await?;
+        let admin = match &settings.admin_listener {
+            Some(address) => Some(bind("admin.listener", address).await?),
+            None => None,
+        };
+        let address = local_address(&listener, "listeners")?;
+        let broker_id = BrokerId::new(settings.node_id);
+        let directory = LogDir::open(settings.data_dir())?;
+        let stored = directory.meta_properties()?;
+        // Before the store, which would register this node there.
+        if let Some(stored) = stored.as_ref().filter(|stored| stored.node_id != broker_id) {
+            return Err(StartError::Directory(LogDirError::OtherNode {
+                path: directory.path().to_owned(),
+                stored: stored.node_id,
+                expected: broker_id,
+            }));
+        }
+        Ok(Self {
+            settings,
+            listener,
+            admin,
+            address,
+            directory,
+            stored,
+        })
+    }
+}
+
+/// Whose the metadata store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StoreKind {
+    /// This broker's alone: it is the whole cluster.
+    Private {
+        /// The store is new, so topics that are in the directory become the cluster's.
+        adopt: bool,
+    },
+    /// A cluster's.
+    Shared,
+}
+
+impl StoreKind {
+    fn session_ttl(self) -> Duration {
+        match self {
+            Self::Private { .. } => EMBEDDED_SESSION,
+            Self::Shared => SHARED_SESSION,
+        }
+    }
+
+    fn adopts(self) -> bool {
+        matches!(self, Self::Private { adopt: true })
     }
 }
 
