@@ -1,12 +1,13 @@
 //! What the controller answers when it refuses, in Kafka's words where Kafka
 //! has them, with the one mapping to Kafka's error codes.
 
+use serde::{Deserialize, Serialize};
 use yuxi_protocol::{error_code::ErrorCode, ids::TopicId};
 
 use crate::{keys::ValueError, store::StoreError};
 
 /// Why the controller refused or could not do something.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControllerError {
     /// The name is taken.
     #[error("Topic '{0}' already exists.")]

@@ -50,7 +50,8 @@ pub enum Key {
 }
 
 /// What a set of configuration overrides applies to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum ConfigScope {
     /// One topic.
     Topic(Arc<str>),
@@ -58,6 +59,24 @@ pub enum ConfigScope {
     Broker(BrokerId),
     /// Every broker that has no override of its own.
     Cluster,
+}
+
+/// As its key spells it.
+impl From<ConfigScope> for String {
+    fn from(scope: ConfigScope) -> Self {
+        Key::Config(scope).to_string()
+    }
+}
+
+impl TryFrom<String> for ConfigScope {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        match Key::parse(&text) {
+            Some(Key::Config(scope)) => Ok(scope),
+            _ => Err(ValueError::new(&text, "it names no scope of configs")),
+        }
+    }
 }
 
 impl fmt::Display for Key {
@@ -107,7 +126,7 @@ impl Key {
 }
 
 /// A value that is not what its key promises.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq, Serialize, Deserialize)]
 #[error("the value of '{key}' in the metadata store is not readable: {reason}")]
 pub struct ValueError {
     key: String,
@@ -148,7 +167,6 @@ pub struct ClusterValue {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControllerValue {
     /// The node that holds the seal.
-    #[serde(with = "broker_id")]
     pub node_id: BrokerId,
     /// Which life of that node.
     pub incarnation: String,
@@ -174,11 +192,7 @@ pub struct BrokerValue {
     #[serde(default)]
     pub directories: Vec<String>,
     /// The broker epoch that the last incarnation left in its clean-shutdown file.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        with = "optional_broker_epoch"
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clean_shutdown_epoch: Option<BrokerEpoch>,
     /// Whether a log failed its checks when it was opened.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -203,7 +217,6 @@ pub struct Endpoint {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdmissionValue {
     /// The registration that was let in.
-    #[serde(with = "broker_epoch")]
     pub broker_epoch: BrokerEpoch,
     /// Its boot id.
     #[serde(default)]
@@ -220,7 +233,6 @@ pub struct AdmissionValue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicValue {
     /// The topic's id, which its partitions are filed under.
-    #[serde(with = "topic_id")]
     pub topic_id: TopicId,
     /// How many partitions it has. States beyond that are not yet, or no longer, part of it.
     pub partitions: u32,
@@ -230,7 +242,6 @@ pub struct TopicValue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProducerIdsValue {
     /// The first id that no broker was given.
-    #[serde(with = "producer_id")]
     pub next_producer_id: ProducerId,
 }
 
@@ -388,59 +399,6 @@ pub fn parse_partitions(
 /// The number of the first partition in chunk `chunk`.
 pub const fn first_partition(chunk: u32) -> usize {
     chunk as usize * PARTITIONS_PER_CHUNK
-}
-
-/// Serde for an id as its bare number.
-macro_rules! as_number {
-    ($module:ident, $id:ty) => {
-        mod $module {
-            use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-            pub(super) fn serialize<S: Serializer>(id: &$id, to: S) -> Result<S::Ok, S::Error> {
-                id.value().serialize(to)
-            }
-
-            pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<$id, D::Error> {
-                Deserialize::deserialize(from).map(<$id>::new)
-            }
-        }
-    };
-}
-as_number!(broker_id, yuxi_protocol::ids::BrokerId);
-as_number!(broker_epoch, yuxi_protocol::ids::BrokerEpoch);
-as_number!(producer_id, yuxi_protocol::ids::ProducerId);
-
-mod optional_broker_epoch {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-    use yuxi_protocol::ids::BrokerEpoch;
-
-    #[allow(clippy::ref_option)] // serde's signature
-    pub(super) fn serialize<S: Serializer>(
-        epoch: &Option<BrokerEpoch>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        epoch.map(BrokerEpoch::value).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<BrokerEpoch>, D::Error> {
-        Ok(Option::deserialize(from)?.map(BrokerEpoch::new))
-    }
-}
-
-mod topic_id {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-    use yuxi_protocol::ids::TopicId;
-
-    pub(super) fn serialize<S: Serializer>(id: &TopicId, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(id)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<TopicId, D::Error> {
-        let text = std::borrow::Cow::<'_, str>::deserialize(from)?;
-        text.parse().map_err(D::Error::custom)
-    }
 }
 
 #[cfg(test)]

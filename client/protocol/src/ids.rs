@@ -3,14 +3,19 @@
 //!
 //! Each is the plain integer that stands on the wire; `-1` keeps the meaning
 //! that Kafka gives it and is named where one is defined. Only the arithmetic
-//! that makes sense is offered.
+//! that makes sense is offered. In JSON each is its number, a topic's id its text.
 
 use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+        )]
+        #[serde(transparent)]
         pub struct $name($inner);
 
         impl $name {
@@ -183,6 +188,19 @@ impl std::str::FromStr for TopicId {
             }
         }
         Ok(Self(bits.to_be_bytes()))
+    }
+}
+
+impl Serialize for TopicId {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TopicId {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'_, str>::deserialize(from)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 

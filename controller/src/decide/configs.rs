@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
 use yuxi_protocol::ids::BrokerId;
 
 use super::ChangeSet;
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// The overrides of one scope to change.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ConfigAlteration {
     /// What they apply to.
     pub scope: ConfigScope,
@@ -24,7 +25,7 @@ pub struct ConfigAlteration {
 }
 
 /// How the overrides of a scope change.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ConfigChange {
     /// These steps; what they don't name stays.
     Incremental(Vec<(String, ConfigStep)>),
@@ -33,7 +34,7 @@ pub enum ConfigChange {
 }
 
 /// A change to one override.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConfigStep {
     /// This value.
     Set(String),

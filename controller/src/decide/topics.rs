@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 
 use rand::RngCore;
+use serde::{Deserialize, Serialize};
 use yuxi_protocol::ids::{BrokerId, LeaderEpoch, PartitionId, TopicId};
 
 use super::{
@@ -30,7 +31,7 @@ use crate::{
 pub const MAX_TOPIC_NAME_LENGTH: usize = 249;
 
 /// A topic to create.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NewTopic {
     /// Its name.
     pub name: String,
@@ -48,7 +49,7 @@ pub struct NewTopic {
 }
 
 /// A topic that has a history which this cluster did not write.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Adopted {
     /// The id that stands in its directories.
     pub id: TopicId,
@@ -57,7 +58,7 @@ pub struct Adopted {
 }
 
 /// The replicas of one partition, preferred leader first.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ManualAssignment {
     /// The partition.
     pub partition: PartitionId,
@@ -66,7 +67,7 @@ pub struct ManualAssignment {
 }
 
 /// A topic that was created, or would have been.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreatedTopic {
     /// Its name.
     pub name: String,
@@ -79,7 +80,7 @@ pub struct CreatedTopic {
 }
 
 /// A topic to delete.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TopicSelector {
     /// By name.
     Name(String),
@@ -88,7 +89,7 @@ pub enum TopicSelector {
 }
 
 /// A topic that was deleted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeletedTopic {
     /// Its name.
     pub name: String,
@@ -97,7 +98,7 @@ pub struct DeletedTopic {
 }
 
 /// A topic to be given more partitions.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NewPartitions {
     /// Its name.
     pub topic: String,

@@ -20,6 +20,7 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::Stream;
+use serde::{Deserialize, Serialize};
 
 pub use embedded::EmbeddedStore;
 
@@ -277,7 +278,7 @@ pub enum Commit {
 }
 
 /// Why the store could not do it.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StoreError {
     /// The store can't be reached or can't write; nothing was changed.
     #[error("the metadata store is unavailable: {0}")]
