@@ -10,6 +10,7 @@ mod cursor;
 mod fetch;
 mod group;
 mod group_api;
+mod member;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;

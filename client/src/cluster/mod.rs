@@ -5,8 +5,9 @@
 //! broker has one connection, opened by whoever needs it first while the others
 //! wait for the same attempt; refreshes that are asked for at once are one.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+mod connections;
+
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rand::seq::SliceRandom;
@@ -24,6 +25,7 @@ use crate::config::ClientConfig;
 use crate::connection::Connection;
 use crate::error::{Error, Result, check};
 use crate::metadata::{Broker, ClusterMetadata, Topic};
+use connections::{Connections, Purpose};
 
 /// A cluster, by its bootstrap servers. Clones share everything.
 #[derive(Clone, Debug)]
@@ -35,40 +37,19 @@ pub struct Cluster {
 struct Inner {
     config: Arc<ClientConfig>,
     metadata: RwLock<Arc<ClusterMetadata>>,
-    connections: Mutex<HashMap<(String, Purpose), Arc<Slot>>>,
+    connections: Connections,
     refreshing: tokio::sync::Mutex<()>,
-}
-
-/// Requests of different kinds have connections of their own, because a broker may
-/// answer those of one connection strictly in turn: a heartbeat must not wait
-/// behind a fetch, nor a fetch behind a join.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Purpose {
-    Data,
-    Group,
-}
-
-/// The place of one address's connection.
-#[derive(Debug)]
-struct Slot {
-    state: tokio::sync::Mutex<SlotState>,
-}
-
-#[derive(Debug)]
-struct SlotState {
-    connection: Option<Connection>,
-    backoff: Backoff,
-    not_before: Option<tokio::time::Instant>,
 }
 
 impl Cluster {
     /// Reaches the first bootstrap server that answers and learns the brokers from it.
     pub async fn connect(config: ClientConfig) -> Result<Self> {
+        let config = Arc::new(config);
         let cluster = Self {
             inner: Arc::new(Inner {
-                config: Arc::new(config),
+                connections: Connections::new(config.clone()),
+                config,
                 metadata: RwLock::default(),
-                connections: Mutex::default(),
                 refreshing: tokio::sync::Mutex::default(),
             }),
         };
@@ -94,7 +75,7 @@ impl Cluster {
     pub async fn broker(&self, id: BrokerId) -> Result<Connection> {
         let address = self.metadata().brokers.get(&id).map(Broker::address);
         match address {
-            Some(address) => self.connection(&address, Purpose::Data).await,
+            Some(address) => self.inner.connections.open(&address, Purpose::Data).await,
             None => Err(Error::broker(
                 format!("broker {id}"),
                 ErrorCode::BrokerNotAvailable,
@@ -115,7 +96,7 @@ impl Cluster {
         known.shuffle(&mut rand::rng());
         let mut last = None;
         for address in known.iter().chain(&self.inner.config.bootstrap) {
-            match self.connection(address, Purpose::Data).await {
+            match self.inner.connections.open(address, Purpose::Data).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => last = Some(error),
             }
@@ -271,7 +252,10 @@ impl Cluster {
             port,
             rack: None,
         };
-        self.connection(&broker.address(), Purpose::Group).await
+        self.inner
+            .connections
+            .open(&broker.address(), Purpose::Group)
+            .await
     }
 
     async fn ask(
@@ -302,55 +286,6 @@ impl Cluster {
             .unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(current.merged(&answer, whole, Instant::now()));
         Ok(current.clone())
-    }
-
-    async fn connection(&self, address: &str, purpose: Purpose) -> Result<Connection> {
-        let config = &self.inner.config;
-        let slot = {
-            let mut connections = self
-                .inner
-                .connections
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let key = (address.to_owned(), purpose);
-            connections
-                .entry(key)
-                .or_insert_with(|| Slot::new(config))
-                .clone()
-        };
-        let mut state = slot.state.lock().await;
-        if let Some(connection) = state.connection.as_ref().filter(|c| c.is_open()) {
-            return Ok(connection.clone());
-        }
-        if let Some(not_before) = state.not_before {
-            tokio::time::sleep_until(not_before).await;
-        }
-        match Connection::open(address, config).await {
-            Ok(connection) => {
-                state.backoff.reset();
-                state.not_before = None;
-                state.connection = Some(connection.clone());
-                Ok(connection)
-            }
-            Err(error) => {
-                let pause = state.backoff.next();
-                state.connection = None;
-                state.not_before = Some(tokio::time::Instant::now() + pause);
-                Err(error)
-            }
-        }
-    }
-}
-
-impl Slot {
-    fn new(config: &ClientConfig) -> Arc<Self> {
-        Arc::new(Self {
-            state: tokio::sync::Mutex::new(SlotState {
-                connection: None,
-                backoff: Backoff::new(config.reconnect_backoff, config.reconnect_backoff_max),
-                not_before: None,
-            }),
-        })
     }
 }
 
