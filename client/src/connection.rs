@@ -107,20 +107,27 @@ impl Shared {
 }
 
 impl Connection {
-    /// Connects to `HOST:PORT` and asks which API versions the broker speaks.
+    /// Connects to `HOST:PORT` and asks which API versions the broker speaks, within
+    /// `socket.connection.setup.timeout.ms` for both: a stopped process still has its
+    /// connections accepted by the kernel, so connecting alone proves nothing.
     pub async fn open(address: &str, config: &ClientConfig) -> Result<Self> {
         let timeout = config.connect_timeout;
+        tokio::time::timeout(timeout, Self::set_up(address, config))
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::TimedOut {
+                    what: format!("connecting to {address}"),
+                    timeout_ms: timeout.as_millis() as u64,
+                })
+            })
+    }
+
+    async fn set_up(address: &str, config: &ClientConfig) -> Result<Self> {
         let connect_error = |source| Error::Connect {
             address: address.to_owned(),
             source: Arc::new(source),
         };
-        let stream = tokio::time::timeout(timeout, TcpStream::connect(address))
-            .await
-            .map_err(|_| Error::TimedOut {
-                what: format!("connecting to {address}"),
-                timeout_ms: timeout.as_millis() as u64,
-            })?
-            .map_err(connect_error)?;
+        let stream = TcpStream::connect(address).await.map_err(connect_error)?;
         stream.set_nodelay(true).map_err(connect_error)?;
         let (reader, writer) = stream.into_split();
         let (frames, queued) = mpsc::unbounded_channel();
@@ -167,6 +174,11 @@ impl Connection {
     /// Whether the connection still stands, as far as is known.
     pub fn is_open(&self) -> bool {
         self.inner.shared.queue().ended.is_none()
+    }
+
+    /// Ends the connection for everyone who uses it, with `reason` as their outcome.
+    pub(crate) fn end(&self, reason: &Error) {
+        self.inner.end(reason);
     }
 
     /// The highest version of an API that both sides speak, at most `cap`.
@@ -321,13 +333,7 @@ impl Inner {
             }
             let (answer, receiver) = oneshot::channel();
             self.enqueue(&request, version, Some(answer)).await?;
-            let body = tokio::time::timeout(self.request_timeout, receiver)
-                .await
-                .map_err(|_| Error::TimedOut {
-                    what: format!("asking {} for its API versions", self.address),
-                    timeout_ms: self.request_timeout.as_millis() as u64,
-                })?
-                .map_err(|_| self.disconnected("closed"))??;
+            let body = receiver.await.map_err(|_| self.disconnected("closed"))??;
             // Whatever was asked, a broker that lacks the version answers in version 0.
             let refused = body.get(..2) == Some(&UNSUPPORTED_VERSION.to_be_bytes()[..]);
             let spoken = if refused { ApiVersion::new(0) } else { version };
@@ -372,6 +378,13 @@ impl Inner {
             .map_err(|source| Error::decode(what, &self.address, &source))
     }
 
+    fn end(&self, reason: &Error) {
+        self.shared.end(reason);
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+
     fn disconnected(&self, reason: &str) -> Error {
         Error::Disconnected {
             address: self.address.to_string(),
@@ -403,10 +416,7 @@ impl<R: RequestResponsePair> Reply<R> {
                     what: format!("{} to {}", R::NAME, inner.address),
                     timeout_ms: self.timeout.as_millis() as u64,
                 };
-                inner.shared.end(&error);
-                for task in &inner.tasks {
-                    task.abort();
-                }
+                inner.end(&error);
                 Err(error)
             }
         }

@@ -111,6 +111,19 @@ pub enum Error {
         /// How many it has.
         count: usize,
     },
+    /// Records that were read are no longer in the log, after an unclean election (KIP-320).
+    #[error(
+        "the log of {partition} was cut off below the position {position}: {}; set auto.offset.reset to go on, or seek",
+        match common { Some(end) => format!("it still agrees up to offset {end}"), None => "nothing that was read is in it".to_owned() }
+    )]
+    LogTruncated {
+        /// The partition.
+        partition: String,
+        /// The next record that would have been handed out.
+        position: i64,
+        /// Up to where the log still holds what was read, if anywhere.
+        common: Option<i64>,
+    },
     /// A setting's name or value is wrong, or two settings contradict each other.
     #[error("{0}")]
     Config(String),
@@ -169,6 +182,7 @@ impl Error {
             | Self::Unsupported { .. }
             | Self::RecordTooLarge { .. }
             | Self::NoSuchPartition { .. }
+            | Self::LogTruncated { .. }
             | Self::Config(_)
             | Self::State(_)
             | Self::Closed => false,

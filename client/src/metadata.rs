@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use yuxi_protocol::error_code::ErrorCode;
-use yuxi_protocol::ids::{BrokerId, LeaderEpoch, TopicId};
+use yuxi_protocol::ids::{BrokerId, LeaderEpoch, TopicId, TopicPartition};
 use yuxi_protocol::messages::MetadataResponse;
 use yuxi_protocol::messages::metadata_response::MetadataResponseTopic;
 
@@ -26,6 +26,8 @@ pub struct ClusterMetadata {
     pub brokers: BTreeMap<BrokerId, Broker>,
     /// The topics that were asked for.
     pub topics: HashMap<Arc<str>, Arc<Topic>>,
+    /// When the brokers were learnt; `None` before the first answer.
+    pub as_of: Option<Instant>,
 }
 
 /// One broker.
@@ -137,22 +139,32 @@ impl ClusterMetadata {
             controller: (answer.controller_id >= 0).then(|| BrokerId::new(answer.controller_id)),
             brokers,
             topics,
+            as_of: Some(now),
         }
     }
 
     /// This snapshot with a partition's new leader, as produce and fetch answers
-    /// tell it (KIP-951); `None` if that is not newer than what is known.
+    /// tell it (KIP-951); `None` if that is not newer than what is known, or if it is
+    /// not known where that broker is.
     pub(crate) fn with_leader(
         &self,
-        topic: &str,
-        index: i32,
+        (topic, index): (&str, i32),
         leader: BrokerId,
         epoch: LeaderEpoch,
+        endpoint: Option<&Broker>,
     ) -> Option<Self> {
         let known = self.topic(topic)?;
         let partition = known.partition(index)?;
-        if epoch <= partition.leader_epoch || !self.brokers.contains_key(&leader) {
+        if leader.value() < 0 || epoch <= partition.leader_epoch {
             return None;
+        }
+        let mut next = self.clone();
+        match endpoint {
+            Some(endpoint) => {
+                next.brokers.insert(leader, endpoint.clone());
+            }
+            None if self.brokers.contains_key(&leader) => {}
+            None => return None,
         }
         let mut changed = Topic::clone(known);
         for partition in &mut changed.partitions {
@@ -161,9 +173,15 @@ impl ClusterMetadata {
                 partition.leader_epoch = epoch;
             }
         }
-        let mut next = self.clone();
         next.topics.insert(changed.name.clone(), Arc::new(changed));
         Some(next)
+    }
+
+    /// Whether a broker that is alive is at this address.
+    pub(crate) fn lists(&self, address: &str) -> bool {
+        self.brokers
+            .values()
+            .any(|broker| broker.address() == address)
     }
 }
 
@@ -176,6 +194,33 @@ impl Topic {
             .ok()?;
         self.partitions.get(at)
     }
+}
+
+/// Gathers parts of requests under their topics, as requests name them; parts of one
+/// topic must lie together.
+pub(crate) fn by_topic<'a, P>(
+    parts: impl IntoIterator<Item = (&'a str, P)>,
+) -> impl Iterator<Item = (&'a str, Vec<P>)> {
+    let mut topics: Vec<(&'a str, Vec<P>)> = Vec::new();
+    for (name, part) in parts {
+        match topics.last_mut().filter(|(last, _)| *last == name) {
+            Some((_, parts)) => parts.push(part),
+            None => topics.push((name, vec![part])),
+        }
+    }
+    topics.into_iter()
+}
+
+/// The numbers of partitions under their topics.
+pub(crate) fn indexes_by_topic(partitions: &[TopicPartition]) -> BTreeMap<&str, Vec<i32>> {
+    let mut topics: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
+    for partition in partitions {
+        topics
+            .entry(&partition.topic)
+            .or_default()
+            .push(partition.partition.value());
+    }
+    topics
 }
 
 fn topic_of(
@@ -256,20 +301,22 @@ mod tests {
     #[test]
     fn a_leader_told_in_an_answer_counts_only_if_its_epoch_is_newer() {
         let known = ClusterMetadata::default().merged(&answer(1, 5), false, Instant::now());
-        assert!(
-            known
-                .with_leader("t", 0, BrokerId::new(2), LeaderEpoch::new(5))
-                .is_none()
-        );
-        assert!(
-            known
-                .with_leader("t", 0, BrokerId::new(9), LeaderEpoch::new(6))
-                .is_none()
-        );
-        let changed = known
-            .with_leader("t", 0, BrokerId::new(2), LeaderEpoch::new(6))
-            .expect("a newer epoch");
-        assert_eq!(changed.leader("t", 0), Some(BrokerId::new(2)));
+        let told = |leader: i32, epoch: i32, endpoint: Option<&Broker>| {
+            let leader = BrokerId::new(leader);
+            let next = known.with_leader(("t", 0), leader, LeaderEpoch::new(epoch), endpoint)?;
+            next.leader("t", 0)
+        };
+        assert_eq!(told(2, 5, None), None);
+        assert_eq!(told(2, 6, None), Some(BrokerId::new(2)));
+        assert_eq!(told(9, 6, None), None, "nobody knows where broker 9 is");
+        let endpoint = Broker {
+            id: BrokerId::new(9),
+            host: "h".to_owned(),
+            port: 1,
+            rack: None,
+        };
+        assert_eq!(told(9, 6, Some(&endpoint)), Some(BrokerId::new(9)));
+        assert_eq!(told(-1, 6, None), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use yuxi_protocol::error_code::ErrorCode;
 use yuxi_protocol::ids::{BrokerId, TopicPartition};
@@ -12,6 +12,7 @@ use yuxi_protocol::messages::{ListOffsetsRequest, ListOffsetsResponse};
 use crate::backoff::Backoff;
 use crate::cluster::{Cluster, wire_ms};
 use crate::error::{Error, Result, error_code};
+use crate::metadata::by_topic;
 
 /// A place in a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,11 +64,15 @@ pub async fn list_offsets(
     let mut missing = wanted.clone();
     loop {
         let mut last_error = None;
-        for (leader, partitions) in by_leader(cluster, &missing).await? {
-            let asked = match leader {
-                Some(leader) => ask(cluster, leader, &partitions, read_committed).await,
-                None => Err(no_leader(&partitions)),
-            };
+        let leaders = by_leader(cluster, &missing).await?;
+        let asked = leaders
+            .iter()
+            .map(async |(leader, partitions)| match leader {
+                Some(leader) => ask(cluster, *leader, partitions, read_committed).await,
+                None => Err(no_leader(partitions)),
+            });
+        // All at once, so that one leader that is away does not hold up the others.
+        for asked in futures_util::future::join_all(asked).await {
             match asked {
                 Ok(answers) => {
                     for (partition, answer) in answers {
@@ -97,7 +102,11 @@ pub async fn list_offsets(
             .keys()
             .map(|partition| partition.topic.clone())
             .collect();
-        cluster.refresh(&topics, false).await?;
+        if let Err(error) = cluster.refresh(&topics, false).await
+            && !error.is_retriable()
+        {
+            return Err(error);
+        }
     }
     match missing.keys().next() {
         None => Ok(found),
@@ -156,39 +165,34 @@ async fn ask(
         });
     }
     let metadata = cluster.metadata();
-    let answer: ListOffsetsResponse = connection
-        .call(|version| {
-            let mut request = ListOffsetsRequest::default();
-            request.replica_id = -1;
-            if version.value() >= 2 {
-                request.isolation_level = i8::from(read_committed);
+    let call = connection.call(|version| {
+        let mut request = ListOffsetsRequest::default();
+        request.replica_id = -1;
+        if version.value() >= 2 {
+            request.isolation_level = i8::from(read_committed);
+        }
+        request.timeout_ms = wire_ms(cluster.config().request_timeout);
+        let parts = wanted.iter().map(|(partition, spec)| {
+            let index = partition.partition.value();
+            let mut part = ListOffsetsPartition::default();
+            part.partition_index = index;
+            part.timestamp = spec.wire();
+            if let Some(known) = metadata.partition(&partition.topic, index) {
+                part.current_leader_epoch = known.leader_epoch.value();
             }
-            request.timeout_ms = wire_ms(cluster.config().request_timeout);
-            for (partition, spec) in wanted {
-                let index = partition.partition.value();
-                let mut part = ListOffsetsPartition::default();
-                part.partition_index = index;
-                part.timestamp = spec.wire();
-                if let Some(known) = metadata.partition(&partition.topic, index) {
-                    part.current_leader_epoch = known.leader_epoch.value();
-                }
-                match request
-                    .topics
-                    .last_mut()
-                    .filter(|t| *t.name == *partition.topic)
-                {
-                    Some(topic) => topic.partitions.push(part),
-                    None => {
-                        let mut topic = ListOffsetsTopic::default();
-                        topic.name = (&*partition.topic).into();
-                        topic.partitions.push(part);
-                        request.topics.push(topic);
-                    }
-                }
-            }
-            request
-        })
-        .await?;
+            (&*partition.topic, part)
+        });
+        request.topics = by_topic(parts)
+            .map(|(name, partitions)| {
+                let mut topic = ListOffsetsTopic::default();
+                topic.name = name.into();
+                topic.partitions = partitions;
+                topic
+            })
+            .collect();
+        request
+    });
+    let answer: ListOffsetsResponse = cluster.attend(&connection, Duration::ZERO, call).await?;
     let mut results = Vec::new();
     for topic in &answer.topics {
         for part in &topic.partitions {

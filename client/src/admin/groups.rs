@@ -14,6 +14,7 @@ use yuxi_protocol::messages::{
 use super::Admin;
 use crate::consumer::{self, CommittedOffset};
 use crate::error::{Error, Result, check};
+use crate::metadata::indexes_by_topic;
 
 /// A group in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,6 +172,7 @@ impl Admin {
             .map(|(partition, offset)| {
                 let committed = CommittedOffset {
                     offset: *offset,
+                    leader_epoch: None,
                     metadata: String::new(),
                 };
                 (partition.clone(), committed)
@@ -185,13 +187,7 @@ impl Admin {
         group: &str,
         partitions: &[TopicPartition],
     ) -> Result<()> {
-        let mut topics: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
-        for partition in partitions {
-            topics
-                .entry(&partition.topic)
-                .or_default()
-                .push(partition.partition.value());
-        }
+        let topics = indexes_by_topic(partitions);
         let answer: OffsetDeleteResponse = self
             .cluster
             .group_coordinator(group)

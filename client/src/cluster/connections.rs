@@ -6,17 +6,23 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::backoff::Backoff;
 use crate::config::ClientConfig;
 use crate::connection::Connection;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 #[derive(Debug)]
 pub(super) struct Connections {
     config: Arc<ClientConfig>,
     slots: Mutex<HashMap<(String, Purpose), Arc<Slot>>>,
 }
+
+/// A server that has not answered a question for so long has the next one asked beside it.
+const HEDGE_AFTER: Duration = Duration::from_millis(500);
 
 /// Requests of different kinds have connections of their own, because a broker may
 /// answer those of one connection strictly in turn: a heartbeat must not wait
@@ -46,6 +52,52 @@ impl Connections {
             config,
             slots: Mutex::default(),
         }
+    }
+
+    /// Asks one server after another until one answers, the most promising first. The next
+    /// is asked when the one before has failed, and beside it when it is silent, so that
+    /// a dead server costs half a second and not a time-out.
+    pub(super) async fn first_of<T, F>(
+        &self,
+        addresses: Vec<String>,
+        attempt: impl Fn(String) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut left = self.by_promise(addresses).into_iter();
+        let mut running = FuturesUnordered::new();
+        let mut last = Error::Closed;
+        loop {
+            match left.next() {
+                Some(address) => running.push(attempt(address)),
+                None if running.is_empty() => return Err(last),
+                None => {}
+            }
+            tokio::select! {
+                Some(result) = running.next() => match result {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => last = error,
+                },
+                () = tokio::time::sleep(HEDGE_AFTER), if left.len() > 0 => {}
+            }
+        }
+    }
+
+    /// Those with an open connection first, those that failed lately last.
+    fn by_promise(&self, mut addresses: Vec<String>) -> Vec<String> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        addresses.sort_by_key(|address| {
+            let slot = slots.get(&(address.clone(), Purpose::Data));
+            // A slot that is locked is being connected.
+            let state = slot.map(|slot| slot.state.try_lock());
+            match state {
+                Some(Ok(state)) if state.connection.as_ref().is_some_and(Connection::is_open) => 0,
+                Some(Ok(state)) if state.not_before.is_some() => 2,
+                Some(_) | None => 1,
+            }
+        });
+        addresses
     }
 
     /// The connection of this kind to `address`, opened if there is none.

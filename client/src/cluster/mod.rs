@@ -1,11 +1,13 @@
 //! The connections to a cluster and the one current [`ClusterMetadata`].
 //!
 //! A [`Cluster`] is shared by everything that talks to the same cluster. The
-//! snapshot sits behind a short lock that is never held across an await; each
-//! broker has one connection, opened by whoever needs it first while the others
-//! wait for the same attempt; refreshes that are asked for at once are one.
+//! snapshot sits behind a short lock that is never held across an await;
+//! refreshes that are asked for at once are one. Nothing waits for one dead broker:
+//! questions go to the next server beside it, and requests that only it can answer
+//! end when the cluster no longer lists it.
 
 mod connections;
+mod coordinator;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -26,6 +28,11 @@ use crate::connection::Connection;
 use crate::error::{Error, Result, check};
 use crate::metadata::{Broker, ClusterMetadata, Topic};
 use connections::{Connections, Purpose};
+pub(crate) use coordinator::Coordinator;
+
+/// A broker that is silent for so long is asked after.
+const SUSPECT_AFTER: Duration = Duration::from_secs(1);
+const NOT_LISTED: &str = "the cluster does not list it as alive";
 
 /// A cluster, by its bootstrap servers. Clones share everything.
 #[derive(Clone, Debug)]
@@ -75,44 +82,126 @@ impl Cluster {
     pub async fn broker(&self, id: BrokerId) -> Result<Connection> {
         let address = self.metadata().brokers.get(&id).map(Broker::address);
         match address {
-            Some(address) => self.inner.connections.open(&address, Purpose::Data).await,
-            None => Err(Error::broker(
-                format!("broker {id}"),
-                ErrorCode::BrokerNotAvailable,
-                Some("the cluster does not list it as alive"),
-            )),
+            Some(address) => {
+                let opening = self.inner.connections.open(&address, Purpose::Data);
+                self.unless_dead(&address, Duration::ZERO, opening).await
+            }
+            // It may be back with the next refresh.
+            None => Err(Error::Disconnected {
+                address: format!("broker {id}"),
+                reason: NOT_LISTED.into(),
+            }),
         }
     }
 
     /// A connection to any broker that answers: known ones first, in random order,
     /// then the bootstrap servers.
     pub async fn any(&self) -> Result<Connection> {
-        let mut known: Vec<String> = self
-            .metadata()
-            .brokers
-            .values()
-            .map(Broker::address)
-            .collect();
-        known.shuffle(&mut rand::rng());
-        let mut last = None;
-        for address in known.iter().chain(&self.inner.config.bootstrap) {
-            match self.inner.connections.open(address, Purpose::Data).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(Error::NoBootstrap {
-            addresses: self.inner.config.bootstrap.join(", "),
-            last: Arc::new(last.unwrap_or(Error::Closed)),
-        })
+        let connections = &self.inner.connections;
+        let attempt =
+            |address: String| async move { connections.open(&address, Purpose::Data).await };
+        let opened = connections.first_of(self.servers(), attempt).await;
+        opened.map_err(|last| self.no_server(last))
     }
 
-    /// Sends a request to whichever broker answers.
+    /// Sends a request to whichever broker can be reached; once.
     pub async fn call_any<R>(&self, build: impl FnOnce(ApiVersion) -> R) -> Result<R::Response>
     where
         R: RequestResponsePair,
     {
         self.any().await?.call(build).await
+    }
+
+    /// Asks brokers until one answers: for questions, which several may be asked at once.
+    pub(crate) async fn ask_any<R>(&self, build: impl Fn(ApiVersion) -> R) -> Result<R::Response>
+    where
+        R: RequestResponsePair,
+    {
+        self.ask_any_up_to(i16::MAX, build).await
+    }
+
+    /// As [`Cluster::ask_any`], with no version above `cap`.
+    pub(crate) async fn ask_any_up_to<R>(
+        &self,
+        cap: i16,
+        build: impl Fn(ApiVersion) -> R,
+    ) -> Result<R::Response>
+    where
+        R: RequestResponsePair,
+    {
+        let connections = &self.inner.connections;
+        let build = &build;
+        let attempt = |address: String| async move {
+            let connection = connections.open(&address, Purpose::Data).await?;
+            connection.call_up_to(cap, build).await
+        };
+        let answered = connections.first_of(self.servers(), attempt).await;
+        answered.map_err(|last| self.no_server(last))
+    }
+
+    /// Every address where someone may answer.
+    fn servers(&self) -> Vec<String> {
+        let metadata = self.metadata();
+        let mut servers: Vec<String> = metadata.brokers.values().map(Broker::address).collect();
+        servers.shuffle(&mut rand::rng());
+        for address in &self.inner.config.bootstrap {
+            if !servers.contains(address) {
+                servers.push(address.clone());
+            }
+        }
+        servers
+    }
+
+    fn no_server(&self, last: Error) -> Error {
+        Error::NoBootstrap {
+            addresses: self.inner.config.bootstrap.join(", "),
+            last: Arc::new(last),
+        }
+    }
+
+    /// Waits for a request that was sent over `connection`. A broker that is silent for
+    /// `patience` and a second more is asked after: if the others no longer list it, the
+    /// connection ends, and with it every request on it. So a broker that vanished
+    /// without a farewell costs as long as the cluster needs to notice, and not
+    /// `request.timeout.ms`.
+    pub(crate) async fn attend<T>(
+        &self,
+        connection: &Connection,
+        patience: Duration,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let done = self.unless_dead(connection.address(), patience, work).await;
+        if let Err(error @ Error::Disconnected { .. }) = &done {
+            connection.end(error);
+        }
+        done
+    }
+
+    async fn unless_dead<T>(
+        &self,
+        address: &str,
+        patience: Duration,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let mut work = std::pin::pin!(work);
+        let mut wait = patience + SUSPECT_AFTER;
+        loop {
+            if let Ok(done) = tokio::time::timeout(wait, &mut work).await {
+                return done;
+            }
+            let refreshed = tokio::select! {
+                biased;
+                done = &mut work => return done,
+                refreshed = self.refresh(&[], false) => refreshed,
+            };
+            if refreshed.is_ok_and(|metadata| !metadata.lists(address)) {
+                return Err(Error::Disconnected {
+                    address: address.to_owned(),
+                    reason: NOT_LISTED.into(),
+                });
+            }
+            wait = SUSPECT_AFTER;
+        }
     }
 
     /// Asks anew for these topics (none: for the brokers only). `create` lets the
@@ -123,7 +212,7 @@ impl Cluster {
         let current = self.metadata();
         // Someone else asked for the same while this call waited its turn.
         let fresh = |name: &Arc<str>| current.topics.get(name).is_some_and(|t| t.as_of >= asked);
-        if !topics.is_empty() && topics.iter().all(fresh) {
+        if current.as_of.is_some_and(|at| at >= asked) && topics.iter().all(fresh) {
             return Ok(current);
         }
         let names = topics
@@ -155,46 +244,37 @@ impl Cluster {
         let deadline = Instant::now() + config.topic_propagation;
         let mut backoff = Backoff::new(config.retry_backoff, config.retry_backoff_max);
         loop {
-            let metadata = self.refresh(std::slice::from_ref(name), create).await?;
-            let code = match metadata.topics.get(name) {
-                Some(topic) => match topic.error {
-                    None if !topic.partitions.is_empty() => return Ok(topic.clone()),
-                    None => ErrorCode::LeaderNotAvailable,
-                    Some(code) => code,
-                },
-                None => ErrorCode::UnknownTopicOrPartition,
+            let asked = self.refresh(std::slice::from_ref(name), create).await;
+            let error = match asked.and_then(|metadata| existing(&metadata, name)) {
+                Ok(topic) => return Ok(topic),
+                Err(error) => error,
             };
             // Without leave to create it, a topic that is not there stays away.
-            let hopeless = code == ErrorCode::UnknownTopicOrPartition && !create;
+            let hopeless = error.code() == Some(ErrorCode::UnknownTopicOrPartition) && !create;
             let pause = backoff.next();
-            if !code.is_retriable() || hopeless || Instant::now() + pause >= deadline {
-                let advice = (code == ErrorCode::UnknownTopicOrPartition).then(|| {
-                    format!("it does not exist; create it with: yuxi topic create {name}")
-                });
-                return Err(Error::broker(
-                    format!("topic {name}"),
-                    code,
-                    advice.as_deref(),
-                ));
+            if !error.is_retriable() || hopeless || Instant::now() + pause >= deadline {
+                return Err(error);
             }
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// Takes a partition's new leader from a produce or fetch answer (KIP-951).
-    /// Returns whether that was news.
-    pub(crate) fn learn_leader(&self, topic: &str, index: i32, leader: i32, epoch: i32) -> bool {
-        if leader < 0 {
-            return false;
-        }
+    /// Takes a partition's new leader from a produce or fetch answer (KIP-951), which
+    /// may also say where that broker is. Returns whether that was news.
+    pub(crate) fn learn_leader(
+        &self,
+        partition: (&str, i32),
+        leader: (i32, i32),
+        endpoints: &[Broker],
+    ) -> bool {
+        let (leader, epoch) = (BrokerId::new(leader.0), LeaderEpoch::new(leader.1));
+        let endpoint = endpoints.iter().find(|endpoint| endpoint.id == leader);
         let mut current = self
             .inner
             .metadata
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        let changed =
-            current.with_leader(topic, index, BrokerId::new(leader), LeaderEpoch::new(epoch));
-        match changed {
+        match current.with_leader(partition, leader, epoch, endpoint) {
             Some(next) => {
                 *current = Arc::new(next);
                 true
@@ -203,7 +283,7 @@ impl Cluster {
         }
     }
 
-    /// The broker that coordinates a group, asked for until there is one.
+    /// A connection to the broker that coordinates a group, asked for until there is one.
     pub async fn group_coordinator(&self, group: &str) -> Result<Connection> {
         let config = &self.inner.config;
         let mut backoff = Backoff::new(config.retry_backoff, config.retry_backoff_max);
@@ -220,7 +300,7 @@ impl Cluster {
 
     async fn find_coordinator(&self, group: &str) -> Result<Connection> {
         let answer: FindCoordinatorResponse = self
-            .call_any(|version| {
+            .ask_any(|version| {
                 let mut request = FindCoordinatorRequest::default();
                 if version.value() >= 4 {
                     request.coordinator_keys = vec![group.into()];
@@ -252,10 +332,9 @@ impl Cluster {
             port,
             rack: None,
         };
-        self.inner
-            .connections
-            .open(&broker.address(), Purpose::Group)
-            .await
+        let address = broker.address();
+        let opening = self.inner.connections.open(&address, Purpose::Group);
+        self.unless_dead(&address, Duration::ZERO, opening).await
     }
 
     async fn ask(
@@ -265,13 +344,13 @@ impl Cluster {
     ) -> Result<Arc<ClusterMetadata>> {
         let whole = topics.is_none();
         let answer: MetadataResponse = self
-            .call_any(|version| {
+            .ask_any(|version| {
                 let mut request = MetadataRequest::default();
                 // Before version 1 an empty list meant all topics, and there was no null.
                 request.topics = if version.value() == 0 {
-                    Some(topics.unwrap_or_default())
+                    Some(topics.clone().unwrap_or_default())
                 } else {
-                    topics
+                    topics.clone()
                 };
                 // Versions before 4 cannot forbid creation.
                 request.allow_auto_topic_creation = create || version.value() < 4;
@@ -287,6 +366,25 @@ impl Cluster {
         *current = Arc::new(current.merged(&answer, whole, Instant::now()));
         Ok(current.clone())
     }
+}
+
+/// The topic, if the snapshot has it with its partitions.
+fn existing(metadata: &ClusterMetadata, name: &Arc<str>) -> Result<Arc<Topic>> {
+    let code = match metadata.topics.get(name) {
+        Some(topic) => match topic.error {
+            None if !topic.partitions.is_empty() => return Ok(topic.clone()),
+            None => ErrorCode::LeaderNotAvailable,
+            Some(code) => code,
+        },
+        None => ErrorCode::UnknownTopicOrPartition,
+    };
+    let advice = (code == ErrorCode::UnknownTopicOrPartition)
+        .then(|| format!("it does not exist; create it with: yuxi topic create {name}"));
+    Err(Error::broker(
+        format!("topic {name}"),
+        code,
+        advice.as_deref(),
+    ))
 }
 
 /// Milliseconds as the wire has them.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use yuxi_protocol::ids::TopicPartition;
+use yuxi_protocol::ids::{BrokerId, TopicPartition};
 use yuxi_protocol::messages::fetch_response::PartitionData;
 use yuxi_protocol::record::BatchError;
 use yuxi_protocol::record::iter::{Records, SharedBatch, shared_batches};
@@ -46,8 +46,8 @@ pub(super) struct Cursor {
     /// The next offset to fetch; meaningless while the position is unknown.
     pub(super) fetch_from: i64,
     ready: VecDeque<Ahead>,
-    /// The batch being handed out, and the offset behind it.
-    current: Option<(Records, i64)>,
+    /// The batch being handed out, the offset behind it, and its leader epoch.
+    current: Option<(Records, i64, i32)>,
     pub(super) buffered_bytes: usize,
     /// Where the log ended for this consumer at the last answer.
     pub(super) end: Option<i64>,
@@ -58,6 +58,15 @@ pub(super) struct Cursor {
     pub(super) not_before: Option<Instant>,
     /// Changes with every seek, so that older answers are known as such.
     pub(super) generation: u64,
+    /// The leader epoch of the last record handed out; -1 if unknown.
+    position_epoch: i32,
+    /// The leader epoch of the last record fetched; -1 if unknown.
+    pub(super) fetch_epoch: i32,
+    /// The current leader's epoch under which the fetch position was last known to be
+    /// in the log; -1 if never.
+    pub(super) valid_under: i32,
+    /// Who was asked last, and as leader of which epoch.
+    pub(super) asked_of: Option<(BrokerId, i32)>,
     check_crcs: bool,
 }
 
@@ -84,8 +93,34 @@ impl Cursor {
             asked: false,
             not_before: None,
             generation,
+            position_epoch: -1,
+            fetch_epoch: -1,
+            valid_under: -1,
+            asked_of: None,
             check_crcs,
         }
+    }
+
+    /// The same, where the leader epoch of the record before the position is known.
+    pub(super) fn of_epoch(mut self, epoch: Option<i32>) -> Self {
+        self.position_epoch = epoch.unwrap_or(-1);
+        self.fetch_epoch = self.position_epoch;
+        self
+    }
+
+    /// The leader epoch of the last record before the position, if it is known.
+    pub(super) fn position_epoch(&self) -> Option<i32> {
+        (self.position_epoch >= 0).then_some(self.position_epoch)
+    }
+
+    /// Fetches anew what was not handed out: the leader of epoch `under` may have other
+    /// records there.
+    pub(super) fn drop_ahead(&mut self, under: i32) {
+        let position_epoch = self.position_epoch;
+        self.seek(self.position, self.generation);
+        self.position_epoch = position_epoch;
+        self.fetch_epoch = position_epoch;
+        self.valid_under = under;
     }
 
     /// Goes elsewhere; what was fetched ahead is dropped.
@@ -94,6 +129,12 @@ impl Cursor {
         let paused = self.paused;
         *self = Self::new(&partition, position, generation, self.check_crcs);
         self.paused = paused;
+    }
+
+    /// Until when the partition is put off, if it is.
+    pub(super) fn put_off(&self) -> Option<Instant> {
+        self.not_before
+            .filter(|at| !self.asked && Instant::now() < *at)
     }
 
     /// Whether everything up to the end that the last answer told has been handed out.
@@ -132,6 +173,7 @@ impl Cursor {
                 continue;
             }
             self.fetch_from = header.next_offset().value();
+            self.fetch_epoch = header.partition_leader_epoch.value();
             let hidden = aborted
                 .hides(&batch)
                 .map_err(|error| self.malformed(&error))?;
@@ -145,12 +187,13 @@ impl Cursor {
     pub(super) fn take(&mut self, most: usize, records: &mut Vec<ConsumerRecord>) -> Result<()> {
         let limit = records.len() + most;
         while records.len() < limit {
-            let Some((current, behind)) = &mut self.current else {
+            let Some((current, behind, epoch)) = &mut self.current else {
                 if !self.open_next_batch() {
                     break;
                 }
                 continue;
             };
+            self.position_epoch = *epoch;
             match current.next() {
                 Some(Ok(record)) => {
                     let offset = record.offset.value();
@@ -197,10 +240,12 @@ impl Cursor {
         };
         self.buffered_bytes -= batch.header().size_in_bytes();
         let behind = batch.header().next_offset().value();
+        let epoch = batch.header().partition_leader_epoch.value();
         if hidden {
             self.position = Position::At(behind);
+            self.position_epoch = epoch;
         } else {
-            self.current = Some((batch.records(MAX_DECOMPRESSED_BYTES), behind));
+            self.current = Some((batch.records(MAX_DECOMPRESSED_BYTES), behind, epoch));
         }
         true
     }

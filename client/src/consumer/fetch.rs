@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use yuxi_protocol::error_code::ErrorCode;
 use yuxi_protocol::ids::{BrokerId, TopicId, TopicPartition};
 use yuxi_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
-use yuxi_protocol::messages::fetch_response::PartitionData;
+use yuxi_protocol::messages::fetch_response::{NodeEndpoint, PartitionData};
 use yuxi_protocol::messages::{FetchRequest, FetchResponse};
 
 use super::cursor::{Cursor, Position};
@@ -15,7 +15,7 @@ use super::{Consumer, Event};
 use crate::cluster::{Cluster, wire_ms};
 use crate::config::ClientConfig;
 use crate::error::{Error, Result, check, error_code};
-use crate::metadata::ClusterMetadata;
+use crate::metadata::{Broker, ClusterMetadata, by_topic};
 
 /// So much of one partition is fetched ahead of what is handed out…
 const PARTITION_AHEAD_BYTES: usize = 8 << 20;
@@ -29,22 +29,29 @@ const NEWEST_FETCH_BY_NAME: i16 = 12;
 
 /// One partition in a fetch request: what was asked for.
 #[derive(Clone, Debug)]
-struct Asked {
-    partition: TopicPartition,
-    offset: i64,
-    leader_epoch: i32,
-    generation: u64,
+pub(super) struct Asked {
+    pub(super) partition: TopicPartition,
+    pub(super) offset: i64,
+    /// The epoch of the leader that is asked; -1 if it is too old to tell.
+    pub(super) leader_epoch: i32,
+    /// The epoch of the record before `offset`; -1 if unknown.
+    pub(super) read_epoch: i32,
+    pub(super) generation: u64,
 }
 
 /// A fetch that has been answered, or has failed.
 pub(super) struct Fetched {
     broker: BrokerId,
     asked: Vec<Asked>,
-    result: Result<HashMap<TopicPartition, PartitionData>>,
+    result: Result<Answer>,
 }
 
+/// The partitions of an answer, and where the leaders are that it names (KIP-951).
+type Answer = (HashMap<TopicPartition, PartitionData>, Vec<Broker>);
+
 impl Consumer {
-    /// Sends a fetch to every broker that leads partitions which want one.
+    /// Sends a fetch to every broker that leads partitions which want one, and has the
+    /// positions checked that were read under another leader.
     pub(super) fn start_fetches(&mut self) {
         let buffered: usize = self
             .cursors
@@ -57,6 +64,7 @@ impl Consumer {
         let now = Instant::now();
         let metadata = self.cluster.metadata();
         let mut requests: BTreeMap<BrokerId, (Vec<Asked>, bool)> = BTreeMap::new();
+        let mut unchecked: BTreeMap<BrokerId, Vec<Asked>> = BTreeMap::new();
         for (partition, cursor) in &mut self.cursors {
             let Position::At(_) = cursor.position else {
                 continue;
@@ -70,6 +78,24 @@ impl Consumer {
                 self.refresh_wanted = true;
                 continue;
             };
+            let leader_epoch = metadata
+                .partition(&partition.topic, index)
+                .map_or(-1, |known| known.leader_epoch.value());
+            let one = Asked {
+                partition: partition.clone(),
+                offset: cursor.fetch_from,
+                leader_epoch,
+                read_epoch: cursor.fetch_epoch,
+                generation: cursor.generation,
+            };
+            cursor.asked_of = Some((leader, leader_epoch));
+            if cursor.fetch_epoch < 0 {
+                // Nothing was read that could have been cut off.
+                cursor.valid_under = leader_epoch;
+            } else if leader_epoch > cursor.valid_under {
+                unchecked.entry(leader).or_default().push(one);
+                continue;
+            }
             if self.fetching.contains(&leader) {
                 continue;
             }
@@ -78,15 +104,9 @@ impl Consumer {
                 *left_out = true;
                 continue;
             }
-            asked.push(Asked {
-                partition: partition.clone(),
-                offset: cursor.fetch_from,
-                leader_epoch: metadata
-                    .partition(&partition.topic, index)
-                    .map_or(-1, |known| known.leader_epoch.value()),
-                generation: cursor.generation,
-            });
+            asked.push(one);
         }
+        self.start_validations(unchecked);
         for (broker, (asked, left_out)) in requests {
             if asked.is_empty() {
                 continue;
@@ -117,24 +137,9 @@ impl Consumer {
 
     pub(super) fn fetched(&mut self, fetched: Fetched) -> Result<()> {
         self.fetching.remove(&fetched.broker);
-        let mut answers = match fetched.result {
-            Ok(answers) => answers,
-            Err(error) => {
-                let not_before = Instant::now() + self.config.retry_backoff;
-                for asked in &fetched.asked {
-                    if let Some(cursor) = self.cursor_asked(asked) {
-                        cursor.asked = false;
-                        cursor.not_before = Some(not_before);
-                    }
-                }
-                self.refresh_wanted = true;
-                tracing::debug!(broker = %fetched.broker, %error, "fetch failed");
-                return if error.is_retriable() {
-                    Ok(())
-                } else {
-                    Err(error)
-                };
-            }
+        let (mut answers, endpoints) = match fetched.result {
+            Ok(answer) => answer,
+            Err(error) => return self.not_answered(fetched.broker, &fetched.asked, error),
         };
         let mut outcome = Ok(());
         for asked in fetched.asked {
@@ -144,13 +149,49 @@ impl Consumer {
             };
             cursor.asked = false;
             let Some(answer) = answer else { continue };
-            let taken = self.take_answer(&asked, answer);
+            let taken = self.take_answer(&asked, answer, &endpoints);
             outcome = outcome.and(taken);
         }
         outcome
     }
 
-    fn take_answer(&mut self, asked: &Asked, answer: PartitionData) -> Result<()> {
+    /// A request failed as a whole: its partitions are asked for again, when the leaders
+    /// have been looked up.
+    pub(super) fn not_answered(
+        &mut self,
+        broker: BrokerId,
+        asked: &[Asked],
+        error: Error,
+    ) -> Result<()> {
+        tracing::debug!(%broker, %error, "no answer from the leader");
+        for one in asked {
+            if let Some(cursor) = self.cursor_asked(one) {
+                cursor.asked = false;
+            }
+            self.put_off(one);
+        }
+        if error.is_retriable() {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    }
+
+    /// Asks again after `retry.backoff.ms`, or when another leader is known.
+    pub(super) fn put_off(&mut self, asked: &Asked) {
+        self.refresh_wanted = true;
+        let not_before = Instant::now() + self.config.retry_backoff;
+        if let Some(cursor) = self.cursor_asked(asked) {
+            cursor.not_before = Some(not_before);
+        }
+    }
+
+    fn take_answer(
+        &mut self,
+        asked: &Asked,
+        answer: PartitionData,
+        endpoints: &[Broker],
+    ) -> Result<()> {
         let read_committed = self.config.read_committed;
         let Some(code) = error_code(answer.error_code) else {
             let Some(cursor) = self.cursor_asked(asked) else {
@@ -163,28 +204,24 @@ impl Consumer {
         if code == ErrorCode::OffsetOutOfRange {
             return self.reset(&asked.partition, error);
         }
+        let leader = &answer.current_leader;
         let told = self.cluster.learn_leader(
-            &asked.partition.topic,
-            asked.partition.partition.value(),
-            answer.current_leader.leader_id,
-            answer.current_leader.leader_epoch,
+            (&asked.partition.topic, asked.partition.partition.value()),
+            (leader.leader_id, leader.leader_epoch),
+            endpoints,
         );
         tracing::debug!(partition = %asked.partition, %error, "fetch refused");
         if !code.is_retriable() {
             return Err(error);
         }
         if !told {
-            self.refresh_wanted = true;
-            let not_before = Instant::now() + self.config.retry_backoff;
-            if let Some(cursor) = self.cursor_asked(asked) {
-                cursor.not_before = Some(not_before);
-            }
+            self.put_off(asked);
         }
         Ok(())
     }
 
     /// The cursor that a request was for, unless it has been moved since.
-    fn cursor_asked(&mut self, asked: &Asked) -> Option<&mut Cursor> {
+    pub(super) fn cursor_asked(&mut self, asked: &Asked) -> Option<&mut Cursor> {
         self.cursors
             .get_mut(&asked.partition)
             .filter(|cursor| cursor.generation == asked.generation)
@@ -197,7 +234,7 @@ async fn fetch(
     broker: BrokerId,
     asked: &[Asked],
     max_wait: Duration,
-) -> Result<HashMap<TopicPartition, PartitionData>> {
+) -> Result<Answer> {
     let config = cluster.config();
     let connection = cluster.broker(broker).await?;
     let mut ids: HashMap<TopicId, Arc<str>> = HashMap::new();
@@ -219,14 +256,20 @@ async fn fetch(
     let version = connection.version::<FetchRequest>(cap)?;
     let request = request(config, metadata, asked, max_wait);
     let timeout = config.request_timeout + max_wait;
-    let answer: FetchResponse = connection
-        .start(&request, version, timeout)
-        .await?
-        .answer()
+    let reply = connection.start(&request, version, timeout).await?;
+    let answer: FetchResponse = cluster
+        .attend(&connection, max_wait, reply.answer())
         .await?;
     check(answer.error_code, None, || {
         format!("fetching from broker {broker}")
     })?;
+    let endpoint = |endpoint: &NodeEndpoint| Broker {
+        id: BrokerId::new(endpoint.node_id),
+        host: endpoint.host.to_string(),
+        port: endpoint.port,
+        rack: endpoint.rack.as_ref().map(ToString::to_string),
+    };
+    let endpoints = answer.node_endpoints.iter().map(endpoint).collect();
     let mut parts = HashMap::new();
     for topic in answer.responses {
         let id = TopicId::from(topic.topic_id);
@@ -241,7 +284,7 @@ async fn fetch(
             );
         }
     }
-    Ok(parts)
+    Ok((parts, endpoints))
 }
 
 fn request(
@@ -255,28 +298,24 @@ fn request(
     request.min_bytes = config.fetch_min_bytes;
     request.max_bytes = config.fetch_max_bytes;
     request.isolation_level = i8::from(config.read_committed);
-    for one in asked {
+    let parts = asked.iter().map(|one| {
         let mut part = FetchPartition::default();
         part.partition = one.partition.partition.value();
         part.current_leader_epoch = one.leader_epoch;
         part.fetch_offset = one.offset;
         part.partition_max_bytes = config.partition_max_bytes;
-        match request
-            .topics
-            .last_mut()
-            .filter(|topic| *topic.topic == *one.partition.topic)
-        {
-            Some(topic) => topic.partitions.push(part),
-            None => {
-                let mut topic = FetchTopic::default();
-                topic.topic = (&*one.partition.topic).into();
-                if let Some(known) = metadata.topic(&one.partition.topic) {
-                    topic.topic_id = known.id.into();
-                }
-                topic.partitions.push(part);
-                request.topics.push(topic);
+        (&*one.partition.topic, part)
+    });
+    request.topics = by_topic(parts)
+        .map(|(name, partitions)| {
+            let mut topic = FetchTopic::default();
+            topic.topic = name.into();
+            if let Some(known) = metadata.topic(name) {
+                topic.topic_id = known.id.into();
             }
-        }
-    }
+            topic.partitions = partitions;
+            topic
+        })
+        .collect();
     request
 }

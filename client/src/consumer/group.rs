@@ -35,7 +35,7 @@ pub(super) enum GroupEvent {
     },
     /// Read these too, from the offsets that the group has.
     Assign {
-        partitions: BTreeMap<TopicPartition, Option<i64>>,
+        partitions: BTreeMap<TopicPartition, Option<CommittedOffset>>,
     },
     /// The membership has ended for good.
     Failed(Error),

@@ -22,9 +22,10 @@ use yuxi_protocol::messages::{
 };
 
 use super::assignors::Member;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Coordinator};
 use crate::connection::Connection;
 use crate::error::{Error, Result, check};
+use crate::metadata::{by_topic, indexes_by_topic};
 
 /// Newer versions name topics by id.
 const NEWEST_COMMIT_BY_NAME: i16 = 9;
@@ -36,6 +37,8 @@ const PROTOCOL_VERSION: ApiVersion = ApiVersion::new(3);
 pub struct CommittedOffset {
     /// The next record to read.
     pub offset: i64,
+    /// The leader epoch of the record before it, if it is known (KIP-320).
+    pub leader_epoch: Option<i32>,
     /// Whatever the committer noted with it.
     pub metadata: String,
 }
@@ -67,12 +70,23 @@ pub(crate) async fn commit_as_outsider(
     group: &str,
     offsets: BTreeMap<TopicPartition, CommittedOffset>,
 ) -> Result<()> {
-    let coordinator = cluster.group_coordinator(group).await?;
-    commit(&coordinator, &Identity::outsider(group), &offsets).await
+    let identity = Identity::outsider(group);
+    commit(&mut Coordinator::of(cluster, group), &identity, &offsets).await
 }
 
+/// Commits, wherever the coordinator moves meanwhile: to commit the same again is harmless.
 pub(super) async fn commit(
-    coordinator: &Connection,
+    coordinator: &mut Coordinator,
+    identity: &Identity,
+    offsets: &BTreeMap<TopicPartition, CommittedOffset>,
+) -> Result<()> {
+    coordinator
+        .insist(|connection| commit_once(connection, identity, offsets))
+        .await
+}
+
+async fn commit_once(
+    coordinator: Connection,
     identity: &Identity,
     offsets: &BTreeMap<TopicPartition, CommittedOffset>,
 ) -> Result<()> {
@@ -85,25 +99,24 @@ pub(super) async fn commit(
             if version.value() >= 7 {
                 request.group_instance_id = identity.instance.as_deref().map(Into::into);
             }
-            for (partition, committed) in offsets {
+            let parts = offsets.iter().map(|(partition, committed)| {
                 let mut part = OffsetCommitRequestPartition::default();
                 part.partition_index = partition.partition.value();
                 part.committed_offset = committed.offset;
-                part.committed_metadata = Some(committed.metadata.as_str().into());
-                match request
-                    .topics
-                    .last_mut()
-                    .filter(|t| *t.name == *partition.topic)
-                {
-                    Some(topic) => topic.partitions.push(part),
-                    None => {
-                        let mut topic = OffsetCommitRequestTopic::default();
-                        topic.name = (&*partition.topic).into();
-                        topic.partitions.push(part);
-                        request.topics.push(topic);
-                    }
+                if version.value() >= 6 {
+                    part.committed_leader_epoch = committed.leader_epoch.unwrap_or(-1);
                 }
-            }
+                part.committed_metadata = Some(committed.metadata.as_str().into());
+                (&*partition.topic, part)
+            });
+            request.topics = by_topic(parts)
+                .map(|(name, partitions)| {
+                    let mut topic = OffsetCommitRequestTopic::default();
+                    topic.name = name.into();
+                    topic.partitions = partitions;
+                    topic
+                })
+                .collect();
             request
         })
         .await?;
@@ -126,12 +139,21 @@ pub async fn committed_offsets(
     group: &str,
     partitions: Option<&[TopicPartition]>,
 ) -> Result<BTreeMap<TopicPartition, CommittedOffset>> {
-    let coordinator = cluster.group_coordinator(group).await?;
-    fetch_committed(&coordinator, group, partitions).await
+    fetch_committed(&mut Coordinator::of(cluster, group), group, partitions).await
 }
 
 pub(super) async fn fetch_committed(
-    coordinator: &Connection,
+    coordinator: &mut Coordinator,
+    group: &str,
+    partitions: Option<&[TopicPartition]>,
+) -> Result<BTreeMap<TopicPartition, CommittedOffset>> {
+    coordinator
+        .insist(|connection| fetch_committed_once(connection, group, partitions))
+        .await
+}
+
+async fn fetch_committed_once(
+    coordinator: Connection,
     group: &str,
     partitions: Option<&[TopicPartition]>,
 ) -> Result<BTreeMap<TopicPartition, CommittedOffset>> {
@@ -143,27 +165,28 @@ pub(super) async fn fetch_committed(
         .await?;
     check(answer.error_code, None, context)?;
     let mut offsets = BTreeMap::new();
-    let mut insert = |topic: &str, index: i32, offset: i64, note: Option<&str>, code: i16| {
+    let mut insert = |partition, code: i16, offset: i64, epoch: i32, note: Option<&str>| {
         check(code, None, context)?;
         // -1 says that nothing was committed.
         if offset >= 0 {
-            let metadata = note.unwrap_or_default().to_owned();
-            offsets.insert(
-                TopicPartition::new(topic, index),
-                CommittedOffset { offset, metadata },
-            );
+            let committed = CommittedOffset {
+                offset,
+                leader_epoch: (epoch >= 0).then_some(epoch),
+                metadata: note.unwrap_or_default().to_owned(),
+            };
+            offsets.insert(partition, committed);
         }
         Ok::<(), Error>(())
     };
+    // Up to version 7 the answer is of one group, then of several; the fields are the same.
     for topic in &answer.topics {
         for part in &topic.partitions {
-            let note = part.metadata.as_deref();
             insert(
-                &topic.name,
-                part.partition_index,
-                part.committed_offset,
-                note,
+                TopicPartition::new(topic.name.as_str(), part.partition_index),
                 part.error_code,
+                part.committed_offset,
+                part.committed_leader_epoch,
+                part.metadata.as_deref(),
             )?;
         }
     }
@@ -171,14 +194,12 @@ pub(super) async fn fetch_committed(
         check(group.error_code, None, context)?;
         for topic in &group.topics {
             for part in &topic.partitions {
-                let note = part.metadata.as_deref();
-                let offset = part.committed_offset;
                 insert(
-                    &topic.name,
-                    part.partition_index,
-                    offset,
-                    note,
+                    TopicPartition::new(topic.name.as_str(), part.partition_index),
                     part.error_code,
+                    part.committed_offset,
+                    part.committed_leader_epoch,
+                    part.metadata.as_deref(),
                 )?;
             }
         }
@@ -191,16 +212,7 @@ fn offset_fetch_request(
     group: &str,
     partitions: Option<&[TopicPartition]>,
 ) -> OffsetFetchRequest {
-    let by_topic = partitions.map(|partitions| {
-        let mut topics: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
-        for partition in partitions {
-            topics
-                .entry(&partition.topic)
-                .or_default()
-                .push(partition.partition.value());
-        }
-        topics
-    });
+    let by_topic = partitions.map(indexes_by_topic);
     let mut request = OffsetFetchRequest::default();
     if version.value() >= 7 {
         // An offset in a transaction still open may yet change: wait for it.
@@ -238,7 +250,7 @@ fn offset_fetch_request(
     request
 }
 
-pub(super) async fn heartbeat(coordinator: &Connection, identity: &Identity) -> Result<()> {
+pub(super) async fn heartbeat(coordinator: Connection, identity: &Identity) -> Result<()> {
     let answer = coordinator
         .call(|version| {
             let mut request = HeartbeatRequest::default();
@@ -256,7 +268,7 @@ pub(super) async fn heartbeat(coordinator: &Connection, identity: &Identity) -> 
     })
 }
 
-pub(super) async fn leave(coordinator: &Connection, identity: &Identity) -> Result<()> {
+pub(super) async fn leave(coordinator: Connection, identity: &Identity) -> Result<()> {
     let answer = coordinator
         .call(|version| {
             let mut request = LeaveGroupRequest::default();
@@ -285,19 +297,15 @@ pub(super) fn encode_subscription<'a>(
     let mut subscription = ConsumerProtocolSubscription::default();
     subscription.topics = topics.map(Into::into).collect();
     subscription.generation_id = generation;
-    for partition in owned {
-        let index = partition.partition.value();
-        let last = subscription.owned_partitions.last_mut();
-        match last.filter(|topic| *topic.topic == *partition.topic) {
-            Some(topic) => topic.partitions.push(index),
-            None => {
-                let mut topic = OwnedTopic::default();
-                topic.topic = (&*partition.topic).into();
-                topic.partitions.push(index);
-                subscription.owned_partitions.push(topic);
-            }
-        }
-    }
+    subscription.owned_partitions = indexes_by_topic(owned)
+        .into_iter()
+        .map(|(name, partitions)| {
+            let mut topic = OwnedTopic::default();
+            topic.topic = name.into();
+            topic.partitions = partitions;
+            topic
+        })
+        .collect();
     let mut bytes = BytesMut::new();
     encode_consumer_protocol_subscription(&mut bytes, &subscription, PROTOCOL_VERSION).map_err(
         |source| Error::Encode {
@@ -339,19 +347,15 @@ pub(super) fn decode_member(
 
 pub(super) fn encode_assignment(partitions: &[TopicPartition]) -> Result<bytes::Bytes> {
     let mut assignment = ConsumerProtocolAssignment::default();
-    for partition in partitions {
-        let index = partition.partition.value();
-        let last = assignment.assigned_partitions.last_mut();
-        match last.filter(|topic| *topic.topic == *partition.topic) {
-            Some(topic) => topic.partitions.push(index),
-            None => {
-                let mut topic = AssignedTopic::default();
-                topic.topic = (&*partition.topic).into();
-                topic.partitions.push(index);
-                assignment.assigned_partitions.push(topic);
-            }
-        }
-    }
+    assignment.assigned_partitions = indexes_by_topic(partitions)
+        .into_iter()
+        .map(|(name, partitions)| {
+            let mut topic = AssignedTopic::default();
+            topic.topic = name.into();
+            topic.partitions = partitions;
+            topic
+        })
+        .collect();
     let mut bytes = BytesMut::new();
     encode_consumer_protocol_assignment(&mut bytes, &assignment, ApiVersion::new(1)).map_err(
         |source| Error::Encode {

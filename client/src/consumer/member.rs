@@ -18,10 +18,10 @@ use yuxi_protocol::messages::{
 };
 
 use super::assignors::assign;
-use super::group::{Command, GroupEvent, LastPoll};
+use super::group::{Command, GroupEvent, LastPoll, Offsets};
 use super::group_api::{self, Identity};
 use crate::backoff::Backoff;
-use crate::cluster::{Cluster, wire_ms};
+use crate::cluster::{Cluster, Coordinator, wire_ms};
 use crate::config::Assignor;
 use crate::connection::Connection;
 use crate::error::{Error, Result, check};
@@ -32,6 +32,7 @@ const JOIN_SLACK: Duration = Duration::from_secs(5);
 /// The task's state.
 pub(super) struct Member {
     cluster: Cluster,
+    coordinator: Coordinator,
     identity: Identity,
     topics: BTreeSet<Arc<str>>,
     owned: BTreeSet<TopicPartition>,
@@ -58,6 +59,7 @@ impl Member {
         last_poll: Arc<LastPoll>,
     ) -> Self {
         Self {
+            coordinator: Coordinator::of(&cluster, &identity.group),
             cluster,
             identity,
             topics,
@@ -95,20 +97,18 @@ impl Member {
     /// Joins, syncs, and stays until the group rebalances.
     async fn one_generation(&mut self, backoff: &mut Backoff) -> Result<Next> {
         let group = self.identity.group.clone();
-        let coordinator = self.cluster.group_coordinator(&group).await?;
         if !self.is_cooperative() && !self.owned.is_empty() {
             let all = std::mem::take(&mut self.owned);
-            if let Some(next) = self.revoke(&coordinator, all, false).await? {
+            if let Some(next) = self.revoke(all, false).await? {
                 return Ok(next);
             }
         }
         let request = self.join_request()?;
-        let joined = match self
-            .unless_told(join(&coordinator, request, &self.cluster))
-            .await
-        {
+        let limit = self.cluster.config().max_poll_interval + JOIN_SLACK;
+        let joined = self.unless_told(|connection| join(connection, request, limit));
+        let joined = match joined.await {
             Ok(joined) => joined?,
-            Err(done) => return Ok(self.say_goodbye(&coordinator, done).await),
+            Err(done) => return Ok(self.say_goodbye(done).await),
         };
         if let Some(code) = crate::error::error_code(joined.error_code) {
             if code == ErrorCode::MemberIdRequired {
@@ -130,10 +130,11 @@ impl Member {
         } else {
             Vec::new()
         };
-        let sync = self.sync(&coordinator, &joined, assignments);
-        let synced = match self.unless_told(sync).await {
+        let request = self.sync_request(&joined, assignments);
+        let synced = self.unless_told(|connection| sync(connection, request, limit));
+        let synced = match synced.await {
             Ok(synced) => synced?,
-            Err(done) => return Ok(self.say_goodbye(&coordinator, done).await),
+            Err(done) => return Ok(self.say_goodbye(done).await),
         };
         check(synced.error_code, None, || {
             format!("syncing with group {group}")
@@ -142,28 +143,25 @@ impl Member {
             group_api::decode_assignment(&group, synced.assignment)?
                 .into_iter()
                 .collect();
-        if let Some(next) = self.take(&coordinator, assigned).await? {
+        if let Some(next) = self.take(assigned).await? {
             return Ok(next);
         }
         backoff.reset();
-        self.stay(&coordinator).await
+        self.stay().await
     }
 
     /// Brings what the consumer reads in line with the assignment.
-    async fn take(
-        &mut self,
-        coordinator: &Connection,
-        assigned: BTreeSet<TopicPartition>,
-    ) -> Result<Option<Next>> {
+    async fn take(&mut self, assigned: BTreeSet<TopicPartition>) -> Result<Option<Next>> {
         let given_up: BTreeSet<_> = self.owned.difference(&assigned).cloned().collect();
         let added: Vec<_> = assigned.difference(&self.owned).cloned().collect();
         if !added.is_empty() {
-            let offsets =
-                group_api::fetch_committed(coordinator, &self.identity.group, Some(&added)).await?;
+            let group = &self.identity.group;
+            let mut offsets =
+                group_api::fetch_committed(&mut self.coordinator, group, Some(&added)).await?;
             let partitions = added
                 .into_iter()
                 .map(|partition| {
-                    let offset = offsets.get(&partition).map(|committed| committed.offset);
+                    let offset = offsets.remove(&partition);
                     (partition, offset)
                 })
                 .collect();
@@ -171,29 +169,35 @@ impl Member {
         }
         self.owned = assigned;
         if !given_up.is_empty() {
-            let next = self.revoke(coordinator, given_up, false).await?;
+            let next = self.revoke(given_up, false).await?;
             // What was given up is assigned in the rebalance that this join begins.
             return Ok(Some(next.unwrap_or(Next::Join)));
         }
         Ok(None)
     }
 
-    /// Heartbeats and commits, until the group rebalances or the consumer leaves.
-    async fn stay(&mut self, coordinator: &Connection) -> Result<Next> {
+    /// Heartbeats and commits, until the group rebalances or the consumer leaves. While
+    /// the coordinator is away or moves, the membership stands: the new one knows it.
+    async fn stay(&mut self) -> Result<Next> {
         let config = self.cluster.config().clone();
         let mut tick = tokio::time::interval(config.heartbeat_interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut retry = Backoff::new(config.retry_backoff, config.retry_backoff_max);
         let mut checked = Instant::now();
         loop {
             tokio::select! {
                 _ = tick.tick() => {
                     if self.last_poll.elapsed() > config.max_poll_interval {
-                        return self.stop_for_silence(coordinator).await;
+                        return self.stop_for_silence().await;
                     }
-                    match group_api::heartbeat(coordinator, &self.identity).await {
-                        Ok(()) => {}
+                    match self.heartbeat().await {
+                        Ok(()) => retry.reset(),
                         Err(error) if error.code() == Some(ErrorCode::RebalanceInProgress) => {
                             return Ok(Next::Join);
+                        }
+                        Err(error) if error.is_retriable() => {
+                            tracing::debug!(group = self.identity.group, %error, "heartbeat failed");
+                            tick.reset_after(retry.next().min(config.heartbeat_interval));
                         }
                         Err(error) => return Err(error),
                     }
@@ -206,7 +210,7 @@ impl Member {
                 }
                 command = self.commands.recv() => match command {
                     Some(Command::Commit { offsets, done }) => {
-                        let result = group_api::commit(coordinator, &self.identity, &offsets).await;
+                        let result = self.commit(&offsets).await;
                         let failed = result.as_ref().err().cloned();
                         match done {
                             Some(done) => { let _ = done.send(result); }
@@ -223,46 +227,55 @@ impl Member {
                         }
                     }
                     Some(Command::Revoked) => {}
-                    Some(Command::Leave { done }) => {
-                        return Ok(self.say_goodbye(coordinator, Some(done)).await);
-                    }
-                    None => return Ok(self.say_goodbye(coordinator, None).await),
+                    Some(Command::Leave { done }) => return Ok(self.say_goodbye(Some(done)).await),
+                    None => return Ok(self.say_goodbye(None).await),
                 },
             }
         }
     }
 
+    async fn heartbeat(&mut self) -> Result<()> {
+        let identity = &self.identity;
+        self.coordinator
+            .call(|connection| group_api::heartbeat(connection, identity))
+            .await
+    }
+
+    async fn commit(&mut self, offsets: &Offsets) -> Result<()> {
+        group_api::commit(&mut self.coordinator, &self.identity, offsets).await
+    }
+
+    async fn leave(&mut self) {
+        let identity = &self.identity;
+        let left = self
+            .coordinator
+            .call(|connection| group_api::leave(connection, identity))
+            .await;
+        if let Err(error) = left {
+            tracing::debug!(group = identity.group, %error, "the group was not told");
+        }
+    }
+
     /// The consumer has not polled for too long: others take its partitions over.
     /// It joins again when it polls again.
-    async fn stop_for_silence(&mut self, coordinator: &Connection) -> Result<Next> {
+    async fn stop_for_silence(&mut self) -> Result<Next> {
         tracing::warn!(
             group = self.identity.group,
             "poll was not called for longer than max.poll.interval.ms; leaving the group"
         );
-        let _ = group_api::leave(coordinator, &self.identity).await;
+        self.leave().await;
         self.forget_membership();
         let lost = std::mem::take(&mut self.owned);
-        if let Some(next) = self.wait_for_revocation(None, lost, true).await? {
+        if let Some(next) = self.revoke(lost, true).await? {
             return Ok(next);
         }
         Ok(Next::Join)
     }
 
-    /// Asks the consumer for partitions and waits until it has given them up.
+    /// Asks the consumer for partitions and waits until it has given them up. Unless they
+    /// are lost, its commits are still made meanwhile, and heartbeats keep its place.
     async fn revoke(
         &mut self,
-        coordinator: &Connection,
-        partitions: BTreeSet<TopicPartition>,
-        lost: bool,
-    ) -> Result<Option<Next>> {
-        self.wait_for_revocation(Some(coordinator), partitions, lost)
-            .await
-    }
-
-    /// The consumer's commits are still made meanwhile; heartbeats keep its place.
-    async fn wait_for_revocation(
-        &mut self,
-        coordinator: Option<&Connection>,
         partitions: BTreeSet<TopicPartition>,
         lost: bool,
     ) -> Result<Option<Next>> {
@@ -271,35 +284,32 @@ impl Member {
         let mut tick = tokio::time::interval(config.heartbeat_interval);
         loop {
             tokio::select! {
-                _ = tick.tick() => {
-                    if let Some(coordinator) = coordinator {
-                        match group_api::heartbeat(coordinator, &self.identity).await {
-                            Err(error) if error.code().is_some_and(is_expulsion) => return Err(error),
-                            // It is known that the group rebalances; anything else shows in joining.
-                            Ok(()) | Err(_) => {}
-                        }
+                _ = tick.tick(), if !lost => {
+                    match self.heartbeat().await {
+                        Err(error) if error.code().is_some_and(is_expulsion) => return Err(error),
+                        // It is known that the group rebalances; anything else shows in joining.
+                        Ok(()) | Err(_) => {}
                     }
                 }
                 command = self.commands.recv() => match command {
                     Some(Command::Revoked) => return Ok(None),
                     Some(Command::Commit { offsets, done }) => {
-                        let result = match coordinator {
-                            Some(coordinator) => {
-                                group_api::commit(coordinator, &self.identity, &offsets).await
-                            }
-                            None => Err(Error::broker(
+                        let result = if lost {
+                            Err(Error::broker(
                                 "committing",
                                 ErrorCode::UnknownMemberId,
                                 Some("the member has left its group"),
-                            )),
+                            ))
+                        } else {
+                            self.commit(&offsets).await
                         };
                         if let Some(done) = done {
                             let _ = done.send(result);
                         }
                     }
                     Some(Command::Leave { done }) => {
-                        if let Some(coordinator) = coordinator {
-                            return Ok(Some(self.say_goodbye(coordinator, Some(done)).await));
+                        if !lost {
+                            return Ok(Some(self.say_goodbye(Some(done)).await));
                         }
                         let _ = done.send(());
                         return Ok(Some(Next::Left));
@@ -310,43 +320,22 @@ impl Member {
         }
     }
 
-    /// Runs `work` to its end, unless the consumer wants to leave. Commits are
-    /// refused meanwhile: the offsets are of a generation that is over.
-    async fn unless_told<T>(
+    /// Makes one attempt at a request that may take long, unless the consumer wants to
+    /// leave. Commits are refused meanwhile: the offsets are of a generation that is over.
+    async fn unless_told<T, F>(
         &mut self,
-        work: impl Future<Output = T>,
-    ) -> std::result::Result<T, Option<oneshot::Sender<()>>> {
-        tokio::pin!(work);
-        loop {
-            tokio::select! {
-                result = &mut work => return Ok(result),
-                command = self.commands.recv() => match command {
-                    Some(Command::Commit { done, .. }) => {
-                        if let Some(done) = done {
-                            let error = Error::broker(
-                                "committing",
-                                ErrorCode::RebalanceInProgress,
-                                None,
-                            );
-                            let _ = done.send(Err(error));
-                        }
-                    }
-                    Some(Command::Revoked) => {}
-                    Some(Command::Leave { done }) => return Err(Some(done)),
-                    None => return Err(None),
-                },
-            }
-        }
+        request: impl FnOnce(Connection) -> F,
+    ) -> std::result::Result<Result<T>, Option<oneshot::Sender<()>>>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        unless_told(&mut self.commands, self.coordinator.call(request)).await
     }
 
-    async fn say_goodbye(
-        &mut self,
-        coordinator: &Connection,
-        done: Option<oneshot::Sender<()>>,
-    ) -> Next {
+    async fn say_goodbye(&mut self, done: Option<oneshot::Sender<()>>) -> Next {
         // A static member does not leave: it will be back (KIP-345).
         if self.identity.instance.is_none() && !self.identity.member.is_empty() {
-            let _ = group_api::leave(coordinator, &self.identity).await;
+            self.leave().await;
         }
         if let Some(done) = done {
             let _ = done.send(());
@@ -371,7 +360,7 @@ impl Member {
             self.identity.generation = -1;
             let lost = std::mem::take(&mut self.owned);
             if !lost.is_empty() {
-                self.wait_for_revocation(None, lost, true).await?;
+                self.revoke(lost, true).await?;
             }
             return Ok(());
         }
@@ -389,7 +378,7 @@ impl Member {
 
     /// Waits; true if the consumer left meanwhile.
     async fn pause(&mut self, pause: Duration) -> bool {
-        match self.unless_told(tokio::time::sleep(pause)).await {
+        match unless_told(&mut self.commands, tokio::time::sleep(pause)).await {
             Ok(()) => false,
             Err(done) => {
                 // The coordinator is away; the session will time out.
@@ -498,39 +487,47 @@ impl Member {
             .collect())
     }
 
-    fn sync(
+    fn sync_request(
         &self,
-        coordinator: &Connection,
         joined: &JoinGroupResponse,
         assignments: Vec<SyncGroupRequestAssignment>,
-    ) -> impl Future<Output = Result<SyncGroupResponse>> + use<> {
-        let identity = self.identity.clone();
-        let coordinator = coordinator.clone();
-        let protocol_type = joined
+    ) -> SyncGroupRequest {
+        let mut request = SyncGroupRequest::default();
+        request.group_id = self.identity.group.as_str().into();
+        request.generation_id = self.identity.generation;
+        request.member_id = self.identity.member.as_str().into();
+        request.group_instance_id = self.identity.instance.as_deref().map(Into::into);
+        request.protocol_type = joined
             .protocol_type
             .clone()
             .or_else(|| Some("consumer".into()));
-        let protocol_name = joined.protocol_name.clone();
-        let limit = self.cluster.config().max_poll_interval + JOIN_SLACK;
-        async move {
-            let version = coordinator.version::<SyncGroupRequest>(i16::MAX)?;
-            let mut request = SyncGroupRequest::default();
-            request.group_id = identity.group.as_str().into();
-            request.generation_id = identity.generation;
-            request.member_id = identity.member.as_str().into();
-            if version.value() >= 3 {
-                request.group_instance_id = identity.instance.as_deref().map(Into::into);
-            }
-            if version.value() >= 5 {
-                request.protocol_type = protocol_type;
-                request.protocol_name = protocol_name;
-            }
-            request.assignments = assignments;
-            coordinator
-                .start(&request, version, limit)
-                .await?
-                .answer()
-                .await
+        request.protocol_name.clone_from(&joined.protocol_name);
+        request.assignments = assignments;
+        request
+    }
+}
+
+/// Does `work` to its end, unless the consumer wants to leave.
+async fn unless_told<T>(
+    commands: &mut mpsc::Receiver<Command>,
+    work: impl Future<Output = T>,
+) -> std::result::Result<T, Option<oneshot::Sender<()>>> {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => return Ok(result),
+            command = commands.recv() => match command {
+                Some(Command::Commit { done, .. }) => {
+                    if let Some(done) = done {
+                        let error =
+                            Error::broker("committing", ErrorCode::RebalanceInProgress, None);
+                        let _ = done.send(Err(error));
+                    }
+                }
+                Some(Command::Revoked) => {}
+                Some(Command::Leave { done }) => return Err(Some(done)),
+                None => return Err(None),
+            },
         }
     }
 }
@@ -543,22 +540,42 @@ fn is_expulsion(code: ErrorCode) -> bool {
     )
 }
 
-fn join(
-    coordinator: &Connection,
+async fn join(
+    coordinator: Connection,
     mut request: JoinGroupRequest,
-    cluster: &Cluster,
-) -> impl Future<Output = Result<JoinGroupResponse>> + use<> {
-    let coordinator = coordinator.clone();
-    let limit = cluster.config().max_poll_interval + JOIN_SLACK;
-    async move {
-        let version = coordinator.version::<JoinGroupRequest>(i16::MAX)?;
-        if version.value() < 5 {
-            request.group_instance_id = None;
+    limit: Duration,
+) -> Result<JoinGroupResponse> {
+    let version = coordinator.version::<JoinGroupRequest>(i16::MAX)?;
+    if version.value() < 5 {
+        request.group_instance_id = None;
+    }
+    let reply = coordinator.start(&request, version, limit).await?;
+    coordinator_moved(reply.answer().await?, |answer| answer.error_code)
+}
+
+async fn sync(
+    coordinator: Connection,
+    mut request: SyncGroupRequest,
+    limit: Duration,
+) -> Result<SyncGroupResponse> {
+    let version = coordinator.version::<SyncGroupRequest>(i16::MAX)?;
+    if version.value() < 3 {
+        request.group_instance_id = None;
+    }
+    if version.value() < 5 {
+        request.protocol_type = None;
+        request.protocol_name = None;
+    }
+    let reply = coordinator.start(&request, version, limit).await?;
+    coordinator_moved(reply.answer().await?, |answer| answer.error_code)
+}
+
+/// Makes the codes that tell of another coordinator an error, so that it is looked for.
+fn coordinator_moved<T>(answer: T, code: impl Fn(&T) -> i16) -> Result<T> {
+    match crate::error::error_code(code(&answer)) {
+        Some(code @ (ErrorCode::NotCoordinator | ErrorCode::CoordinatorNotAvailable)) => {
+            Err(Error::broker("joining the group", code, None))
         }
-        coordinator
-            .start(&request, version, limit)
-            .await?
-            .answer()
-            .await
+        Some(_) | None => Ok(answer),
     }
 }

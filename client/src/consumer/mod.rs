@@ -11,6 +11,7 @@ mod fetch;
 mod group;
 mod group_api;
 mod member;
+mod validation;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use fetch::Fetched;
 use group::{GroupEvent, Membership};
 pub use group_api::{CommittedOffset, committed_offsets};
 pub(crate) use group_api::{commit_as_outsider, decode_assignment};
+use validation::Validated;
 
 /// A record as it was read. Key, value and header values share the bytes that
 /// came from the network.
@@ -76,6 +78,7 @@ pub struct Consumer {
     fetching: HashSet<BrokerId>,
     refreshing: bool,
     refresh_wanted: bool,
+    refreshed: Option<Instant>,
     generation: u64,
     /// Whose turn it is to be handed out first.
     turn: usize,
@@ -86,6 +89,7 @@ pub struct Consumer {
 /// Something that `poll` waits for.
 enum Event {
     Fetched(Fetched),
+    Validated(Validated),
     Listed {
         asked: Vec<(TopicPartition, u64)>,
         result: Result<BTreeMap<TopicPartition, ListedOffset>>,
@@ -111,6 +115,7 @@ impl Consumer {
             fetching: HashSet::new(),
             refreshing: false,
             refresh_wanted: false,
+            refreshed: None,
             generation: 0,
             turn: 0,
             membership: None,
@@ -227,6 +232,8 @@ impl Consumer {
                 continue;
             }
             self.start_requests();
+            let put_off = self.cursors.values().filter_map(Cursor::put_off);
+            let wake_at = put_off.fold(deadline, |at, then| at.min(then.into()));
             let membership = &mut self.membership;
             let group = async {
                 match membership {
@@ -237,7 +244,11 @@ impl Consumer {
             tokio::select! {
                 Some(event) = self.events.next() => self.handle(event)?,
                 () = group => {}
-                () = tokio::time::sleep_until(deadline) => return Ok(Vec::new()),
+                () = tokio::time::sleep_until(wake_at) => {
+                    if wake_at == deadline {
+                        return Ok(Vec::new());
+                    }
+                }
             }
         }
     }
@@ -295,6 +306,7 @@ impl Consumer {
                     partition.clone(),
                     CommittedOffset {
                         offset,
+                        leader_epoch: cursor.position_epoch(),
                         metadata: String::new(),
                     },
                 )),
@@ -340,7 +352,8 @@ impl Consumer {
             self.refresh_wanted = false;
             self.refreshing = true;
             let cluster = self.cluster.clone();
-            let pause = self.config.retry_backoff;
+            let since = self.refreshed.map_or(Duration::MAX, |at| at.elapsed());
+            let pause = self.config.retry_backoff.saturating_sub(since);
             let topics: BTreeSet<Arc<str>> = self
                 .cursors
                 .keys()
@@ -378,13 +391,28 @@ impl Consumer {
     fn handle(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Fetched(fetched) => self.fetched(fetched),
+            Event::Validated(validated) => self.validated(validated),
             Event::Refreshed(result) => {
                 self.refreshing = false;
+                self.refreshed = Some(Instant::now());
                 // Whoever still finds no leader asks for the next refresh.
                 self.refresh_wanted = result.is_err();
+                self.hurry_to_new_leaders();
                 Ok(())
             }
             Event::Listed { asked, result } => self.listed(asked, result),
+        }
+    }
+
+    /// A partition that was put off need not wait for a leader that it has not asked yet.
+    fn hurry_to_new_leaders(&mut self) {
+        let metadata = self.cluster.metadata();
+        for (partition, cursor) in &mut self.cursors {
+            let known = metadata.partition(&partition.topic, partition.partition.value());
+            let leader = known.and_then(|p| Some((p.leader?, p.leader_epoch.value())));
+            if leader.is_some() && leader != cursor.asked_of {
+                cursor.not_before = None;
+            }
         }
     }
 
@@ -465,8 +493,10 @@ impl Consumer {
                             OffsetReset::Latest => OffsetSpec::Latest,
                             OffsetReset::Earliest | OffsetReset::Error => OffsetSpec::Earliest,
                         };
-                        let position = committed.map_or(Position::Unknown(spec), Position::At);
-                        let cursor = self.new_cursor(&partition, position);
+                        let epoch = committed.as_ref().and_then(|c| c.leader_epoch);
+                        let position =
+                            committed.map_or(Position::Unknown(spec), |c| Position::At(c.offset));
+                        let cursor = self.new_cursor(&partition, position).of_epoch(epoch);
                         self.cursors.insert(partition, cursor);
                     }
                 }

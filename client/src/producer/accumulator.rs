@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 use yuxi_protocol::error_code::ErrorCode;
+use yuxi_protocol::ids::{BrokerId, LeaderEpoch};
 use yuxi_protocol::partitioner::partition_for_key;
 use yuxi_protocol::record::batch::advance_sequence;
 use yuxi_protocol::record::{Compression, RecordBatchBuilder};
@@ -30,6 +31,7 @@ use super::delivery::{Delivery, Written};
 use crate::backoff::Backoff;
 use crate::config::MAX_IDEMPOTENT_IN_FLIGHT;
 use crate::error::Error;
+use crate::metadata::Partition;
 
 /// The settings that batches are made by.
 #[derive(Clone, Debug)]
@@ -84,7 +86,8 @@ struct PartitionQueue {
     sequencing: Sequencing,
     not_before: Option<Instant>,
     active: bool,
-    has_leader: bool,
+    /// The leader that was last learnt, with its epoch.
+    leader: Option<(BrokerId, LeaderEpoch)>,
 }
 
 /// How far a partition's sequence numbers have come.
@@ -157,9 +160,9 @@ impl Accumulator {
         self.by_name.get(name).copied()
     }
 
-    /// Takes a topic's partitions: whether each has a leader. Partitions are never
-    /// taken away; a topic cannot shrink.
-    pub(crate) fn learn_topic(&mut self, name: &Arc<str>, has_leader: impl Iterator<Item = bool>) {
+    /// Takes a topic's partitions with their leaders; what waits to be tried again goes
+    /// to a new leader at once. Partitions are never taken away; a topic cannot shrink.
+    pub(crate) fn learn_topic(&mut self, name: &Arc<str>, partitions: &[Partition]) {
         let at = self.topic(name).unwrap_or_else(|| {
             self.by_name.insert(name.clone(), self.topics.len());
             self.topics.push(TopicQueues {
@@ -175,11 +178,16 @@ impl Accumulator {
         });
         let topic = &mut self.topics[at];
         let new = topic.partitions.is_empty();
-        for (index, has_leader) in has_leader.enumerate() {
+        for (index, learnt) in partitions.iter().enumerate() {
             if index == topic.partitions.len() {
                 topic.partitions.push(PartitionQueue::default());
             }
-            topic.partitions[index].has_leader = has_leader;
+            let partition = &mut topic.partitions[index];
+            let leader = learnt.leader.map(|leader| (leader, learnt.leader_epoch));
+            if leader.is_some() && leader != partition.leader {
+                partition.not_before = None;
+            }
+            partition.leader = leader;
         }
         if new {
             topic.stick_elsewhere();
@@ -415,6 +423,11 @@ impl Accumulator {
         self.expire(topic, index, now);
     }
 
+    /// The partition has a new leader, so that a retry need not wait.
+    pub(crate) fn retry_at_once(&mut self, topic: usize, index: usize) {
+        self.topics[topic].partitions[index].not_before = None;
+    }
+
     /// The broker's refusal of a batch: retried, split, or failed.
     pub(crate) fn refuse(&mut self, batch: Batch, code: ErrorCode, error: Error, now: Instant) {
         match code {
@@ -623,7 +636,7 @@ impl TopicQueues {
     /// Picks another partition at random, one with a leader if there is one.
     fn stick_elsewhere(&mut self) {
         let candidates: Vec<usize> = (0..self.partitions.len())
-            .filter(|index| *index != self.sticky && self.partitions[*index].has_leader)
+            .filter(|index| *index != self.sticky && self.partitions[*index].leader.is_some())
             .collect();
         if !candidates.is_empty() {
             self.sticky = candidates[rand::rng().random_range(0..candidates.len())];

@@ -262,11 +262,8 @@ impl Producer {
         let waited = tokio::time::timeout(limit, async {
             if shared.lock().accumulator.topic(topic).is_none() {
                 let known = shared.cluster.topic(topic, true).await?;
-                let leaders = known
-                    .partitions
-                    .iter()
-                    .map(|partition| partition.leader.is_some());
-                shared.lock().accumulator.learn_topic(topic, leaders);
+                let accumulator = &mut shared.lock().accumulator;
+                accumulator.learn_topic(topic, &known.partitions);
             }
             self.until_settled(|state| {
                 state.closing || state.fatal.is_some() || state.accumulator.has_room(size)

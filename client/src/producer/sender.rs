@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use yuxi_protocol::ids::{BrokerId, TopicId};
 use yuxi_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
-use yuxi_protocol::messages::produce_response::PartitionProduceResponse;
+use yuxi_protocol::messages::produce_response::{NodeEndpoint, PartitionProduceResponse};
 use yuxi_protocol::messages::{
     InitProducerIdRequest, InitProducerIdResponse, ProduceRequest, ProduceResponse,
 };
@@ -23,11 +23,11 @@ use super::accumulator::Route;
 use super::batch::{Batch, Identity};
 use super::delivery::Written;
 use crate::backoff::Backoff;
-use crate::cluster::wire_ms;
+use crate::cluster::{Cluster, wire_ms};
 use crate::config::{Acks, ClientConfig};
 use crate::connection::Connection;
 use crate::error::{Error, Result, check, error_code};
-use crate::metadata::ClusterMetadata;
+use crate::metadata::{Broker, ClusterMetadata};
 
 /// A request carries no more than this unless a single batch does.
 const MAX_REQUEST_BYTES: usize = 8 << 20;
@@ -213,7 +213,7 @@ impl Sender {
             .get(&leader)
             .and_then(|target| target.connection.clone());
         let Some(connection) = connection else {
-            return self.answered(leader, batches, Err(Error::Closed));
+            return self.not_sent(batches, &Error::Closed);
         };
         let oldest = batches
             .iter()
@@ -231,7 +231,7 @@ impl Sender {
         });
         let version = match version {
             Ok(version) => version,
-            Err(error) => return self.answered(leader, batches, Err(error)),
+            Err(error) => return self.not_sent(batches, &error),
         };
         let mut request = ProduceRequest::default();
         request.acks = self.acks.code();
@@ -272,20 +272,21 @@ impl Sender {
             return;
         }
         if self.acks == Acks::None {
-            let sent = connection.start_unanswered(&request, version).await;
-            return self.sent_without_answer(leader, batches, sent);
+            return match connection.start_unanswered(&request, version).await {
+                Ok(()) => self.sent_without_answer(batches),
+                Err(error) => self.not_sent(batches, &error),
+            };
         }
         match connection.start(&request, version, timeout).await {
             Ok(reply) => {
                 self.targets.entry(leader).or_default().in_flight += 1;
+                let cluster = self.shared.cluster.clone();
                 self.events.push(Box::pin(async move {
-                    Event::Answered(leader, batches, reply.answer().await)
+                    let answer = cluster.attend(&connection, Duration::ZERO, reply.answer());
+                    Event::Answered(leader, batches, answer.await)
                 }));
             }
-            Err(error) => {
-                self.targets.entry(leader).or_default().in_flight += 1;
-                self.answered(leader, batches, Err(error));
-            }
+            Err(error) => self.not_sent(batches, &error),
         }
     }
 
@@ -332,38 +333,53 @@ impl Sender {
     fn answered(&mut self, broker: BrokerId, batches: Vec<Batch>, answer: Result<ProduceResponse>) {
         let target = self.targets.entry(broker).or_default();
         target.in_flight = target.in_flight.saturating_sub(1);
-        let now = Instant::now();
-        let metadata = self.shared.cluster.metadata();
         match answer {
             Err(error) => {
                 tracing::debug!(%broker, %error, "produce request failed");
-                self.refresh_wanted = true;
                 if target.connection.as_ref().is_some_and(|c| !c.is_open()) {
                     target.connection = None;
                 }
-                // A lost or unreadable answer says nothing about the batch.
-                let lost = error.is_retriable() || matches!(error, Error::Malformed { .. });
-                let mut state = self.shared.lock();
-                for batch in batches {
-                    if lost {
-                        state.accumulator.retry(batch, error.clone(), now);
-                    } else {
-                        state.accumulator.give_up(batch, error.clone());
-                    }
-                }
+                self.not_sent(batches, &error);
             }
             Ok(answer) => {
+                let now = Instant::now();
+                let metadata = self.shared.cluster.metadata();
+                let endpoints = endpoints(&answer);
                 let mut answers = answers_by_partition(answer, &metadata);
                 for batch in batches {
                     let key = (batch.topic.clone(), batch.partition);
-                    self.settle(batch, answers.remove(&key), now);
+                    self.settle(batch, answers.remove(&key), &endpoints, now);
                 }
             }
         }
         self.shared.settled.notify_waiters();
     }
 
-    fn settle(&mut self, batch: Batch, answer: Option<PartitionProduceResponse>, now: Instant) {
+    /// Gives back batches that were not sent, or of which nothing was heard.
+    fn not_sent(&mut self, batches: Vec<Batch>, error: &Error) {
+        self.refresh_wanted = true;
+        // A lost or unreadable answer says nothing about the batch.
+        let lost = error.is_retriable() || matches!(error, Error::Malformed { .. });
+        let now = Instant::now();
+        let mut state = self.shared.lock();
+        for batch in batches {
+            if lost {
+                state.accumulator.retry(batch, error.clone(), now);
+            } else {
+                state.accumulator.give_up(batch, error.clone());
+            }
+        }
+        drop(state);
+        self.shared.settled.notify_waiters();
+    }
+
+    fn settle(
+        &mut self,
+        batch: Batch,
+        answer: Option<PartitionProduceResponse>,
+        endpoints: &[Broker],
+        now: Instant,
+    ) {
         let context = || format!("producing to {}-{}", batch.topic, batch.partition);
         let Some(answer) = answer else {
             let error = Error::Malformed {
@@ -381,27 +397,25 @@ impl Sender {
             };
             return self.shared.lock().accumulator.complete(batch, written);
         };
+        let leader = &answer.current_leader;
         let told = self.shared.cluster.learn_leader(
-            &batch.topic,
-            batch.partition,
-            answer.current_leader.leader_id,
-            answer.current_leader.leader_epoch,
+            (&batch.topic, batch.partition),
+            (leader.leader_id, leader.leader_epoch),
+            endpoints,
         );
-        if code.is_retriable() && !told {
-            self.refresh_wanted = true;
-        }
+        self.refresh_wanted |= code.is_retriable() && !told;
         let error = Error::broker(context(), code, answer.error_message.as_deref());
         tracing::debug!(topic = %batch.topic, partition = batch.partition, %error, "batch refused");
-        self.shared
-            .lock()
-            .accumulator
-            .refuse(batch, code, error, now);
+        let (topic, partition) = (batch.topic_index, batch.partition);
+        let mut state = self.shared.lock();
+        state.accumulator.refuse(batch, code, error, now);
+        if told {
+            // The answer named the new leader: nothing to wait for (KIP-951).
+            state.accumulator.retry_at_once(topic, partition as usize);
+        }
     }
 
-    fn sent_without_answer(&mut self, broker: BrokerId, batches: Vec<Batch>, sent: Result<()>) {
-        if let Err(error) = sent {
-            return self.answered(broker, batches, Err(error));
-        }
+    fn sent_without_answer(&mut self, batches: Vec<Batch>) {
         let mut state = self.shared.lock();
         for batch in batches {
             state.accumulator.complete(
@@ -449,6 +463,8 @@ impl Sender {
         }
     }
 
+    /// Records wait for a new leader, so that its name is asked for every
+    /// `retry.backoff.ms` without growing pauses, as long as somebody answers.
     fn refresh_if_wanted(&mut self) {
         if !self.refresh_wanted || self.refreshing {
             return;
@@ -477,11 +493,7 @@ impl Sender {
         let mut state = self.shared.lock();
         for name in state.accumulator.topic_names() {
             if let Some(topic) = metadata.topic(&name) {
-                let leaders = topic
-                    .partitions
-                    .iter()
-                    .map(|partition| partition.leader.is_some());
-                state.accumulator.learn_topic(&name, leaders);
+                state.accumulator.learn_topic(&name, &topic.partitions);
             }
         }
     }
@@ -499,7 +511,7 @@ impl Sender {
         let cluster = self.shared.cluster.clone();
         self.events.push(Box::pin(async move {
             tokio::time::sleep(pause).await;
-            Event::Identity(async move { init_producer_id(&cluster.any().await?).await }.await)
+            Event::Identity(init_producer_id(&cluster).await)
         }));
     }
 }
@@ -509,9 +521,10 @@ const CLOSING_GRACE: Duration = Duration::from_secs(5);
 /// A request gets at least this long, however late its oldest batch is.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(100);
 
-async fn init_producer_id(connection: &Connection) -> Result<Identity> {
-    let answer: InitProducerIdResponse = connection
-        .call_up_to(NEWEST_INIT_PRODUCER_ID, |_| {
+/// Any broker gives ids out; one that is not used is lost and that is all.
+async fn init_producer_id(cluster: &Cluster) -> Result<Identity> {
+    let answer: InitProducerIdResponse = cluster
+        .ask_any_up_to(NEWEST_INIT_PRODUCER_ID, |_| {
             let mut request = InitProducerIdRequest::default();
             request.transactional_id = None;
             request.transaction_timeout_ms = i32::MAX;
@@ -536,6 +549,17 @@ fn topic_ids(batches: &[Batch], metadata: &ClusterMetadata) -> Option<HashMap<Ar
             (!id.is_zero()).then(|| (batch.topic.clone(), id))
         })
         .collect()
+}
+
+/// Where the leaders are that the answer names (KIP-951).
+fn endpoints(answer: &ProduceResponse) -> Vec<Broker> {
+    let broker = |endpoint: &NodeEndpoint| Broker {
+        id: BrokerId::new(endpoint.node_id),
+        host: endpoint.host.to_string(),
+        port: endpoint.port,
+        rack: endpoint.rack.as_ref().map(ToString::to_string),
+    };
+    answer.node_endpoints.iter().map(broker).collect()
 }
 
 /// The answer's parts by topic name, whichever way it names topics.

@@ -1,15 +1,21 @@
-//! A small broker in memory, which can be told to misbehave.
+//! A small cluster in memory, which can be told to misbehave.
 //!
 //! It keeps one topic's records, checks an idempotent producer's sequence
 //! numbers as Kafka does, and before each Produce request looks whether a
-//! [`Fault`] is due. Two nodes may share one state, so that leadership can move.
+//! [`Fault`] is due. The nodes share one state, so that leadership can move; a node
+//! may fall silent, or be killed. Each test binary uses its part of it.
+#![allow(dead_code)]
 
-use std::collections::{HashMap, VecDeque};
+pub(crate) mod clients;
+mod group;
+
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
 use yuxi_client::protocol::error_code::ErrorCode;
 use yuxi_client::protocol::frame::{RequestHead, encode_response, request_limits};
 use yuxi_client::protocol::messages::api_versions_response::ApiVersion as OfferedApi;
@@ -20,12 +26,16 @@ use yuxi_client::protocol::messages::list_offsets_response::{
 use yuxi_client::protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
+use yuxi_client::protocol::messages::offset_for_leader_epoch_response::{
+    EpochEndOffset, OffsetForLeaderTopicResult,
+};
 use yuxi_client::protocol::messages::produce_response::{
     PartitionProduceResponse, TopicProduceResponse,
 };
 use yuxi_client::protocol::messages::{
     ApiVersionsResponse, FetchRequest, FetchResponse, InitProducerIdResponse, KafkaResponse,
-    ListOffsetsRequest, ListOffsetsResponse, MetadataResponse, ProduceRequest, ProduceResponse,
+    ListOffsetsRequest, ListOffsetsResponse, MetadataResponse, OffsetForLeaderEpochRequest,
+    OffsetForLeaderEpochResponse, ProduceRequest, ProduceResponse,
 };
 use yuxi_client::protocol::record::batch::advance_sequence;
 use yuxi_client::protocol::record::{BatchHeader, BatchView, batches};
@@ -79,7 +89,15 @@ pub(crate) struct State {
     pub(crate) old_api_versions: bool,
     pub(crate) api_versions_seen: Vec<i16>,
     pub(crate) produce_requests: usize,
+    pub(crate) metadata_requests: usize,
+    /// Nodes that accept connections and answer nothing, as a stopped process does.
+    pub(crate) silent: HashSet<usize>,
+    /// Nodes that the cluster knows to be dead.
+    pub(crate) unlisted: HashSet<usize>,
+    pub(crate) list_offsets_faults: VecDeque<Fault>,
+    pub(crate) group: group::Group,
     ports: Vec<u16>,
+    tasks: Vec<AbortHandle>,
     next_producer_id: i64,
 }
 
@@ -104,13 +122,37 @@ impl FakeCluster {
             let port = listener.local_addr().expect("bound").port();
             cluster.state().ports.push(port);
             let cluster = cluster.clone();
-            tokio::spawn(async move {
+            let served = cluster.clone();
+            let task = tokio::spawn(async move {
+                // Dropped with the node, and the connections with it.
+                let mut connections = JoinSet::new();
                 while let Ok((socket, _)) = listener.accept().await {
-                    tokio::spawn(serve(socket, node, cluster.clone()));
+                    connections.spawn(serve(socket, node, served.clone()));
                 }
             });
+            cluster.state().tasks.push(task.abort_handle());
         }
         cluster
+    }
+
+    /// Ends a node as `kill -9` does: its connections break, and nobody listens.
+    pub(crate) fn kill(&self, node: usize) {
+        self.state().tasks[node].abort();
+    }
+
+    /// What a controller does when a node is gone: another leads all partitions.
+    pub(crate) fn fail_over(&self, from: usize, to: usize) {
+        let mut state = self.state();
+        state.unlisted.insert(from);
+        for log in &mut state.partitions {
+            log.leader = to;
+            log.leader_epoch += 1;
+        }
+        state.group.coordinator = to;
+    }
+
+    pub(crate) fn address(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.state().ports[node])
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -120,7 +162,9 @@ impl FakeCluster {
     }
 
     pub(crate) fn bootstrap(&self) -> String {
-        format!("127.0.0.1:{}", self.state().ports[0])
+        let nodes = self.state().ports.len();
+        let addresses: Vec<String> = (0..nodes).map(|node| self.address(node)).collect();
+        addresses.join(",")
     }
 
     /// The values in a partition, as text.
@@ -166,11 +210,18 @@ enum Answer {
 
 fn answer(head: &RequestHead, body: Bytes, node: usize, cluster: &FakeCluster) -> Answer {
     let mut state = cluster.state();
+    if state.silent.contains(&node) {
+        return Answer::Hold;
+    }
     match head.api_key {
         0 => produce(head, body, node, &mut state),
-        1 => fetch(head, body, &mut state),
-        2 => frame(head, &list_offsets(head, body, &state)),
-        3 => frame(head, &metadata(head, &state)),
+        1 => fetch(head, body, node, &mut state),
+        2 => list_offsets(head, body, &mut state),
+        3 => {
+            state.metadata_requests += 1;
+            frame(head, &metadata(head, &state))
+        }
+        8..=14 => group::answer(head, body, node, &mut state),
         18 => api_versions(head, &mut state),
         22 => {
             state.next_producer_id += 1;
@@ -178,6 +229,7 @@ fn answer(head: &RequestHead, body: Bytes, node: usize, cluster: &FakeCluster) -
             answer.producer_id = 1000 + state.next_producer_id;
             frame(head, &answer)
         }
+        23 => frame(head, &epoch_ends(head, body, &state)),
         other => panic!("the fake broker does not know API {other}"),
     }
 }
@@ -191,7 +243,8 @@ fn frame<R: KafkaResponse>(head: &RequestHead, answer: &R) -> Answer {
 fn api_versions(head: &RequestHead, state: &mut State) -> Answer {
     state.api_versions_seen.push(head.api_version);
     let mut answer = ApiVersionsResponse::default();
-    for (api_key, max_version) in [(0, 9), (1, 12), (2, 5), (3, 9), (18, 3), (22, 4)] {
+    let apis = [(0, 10), (1, 12), (2, 5), (3, 9), (18, 3), (22, 4), (23, 4)];
+    for (api_key, max_version) in apis.into_iter().chain(group::APIS) {
         let mut offered = OfferedApi::default();
         offered.api_key = api_key;
         offered.max_version = if api_key == 18 && state.old_api_versions {
@@ -215,6 +268,9 @@ fn api_versions(head: &RequestHead, state: &mut State) -> Answer {
 fn metadata(head: &RequestHead, state: &State) -> MetadataResponse {
     let mut answer = MetadataResponse::default();
     for (node, port) in (0..).zip(&state.ports) {
+        if state.unlisted.contains(&(node as usize)) {
+            continue;
+        }
         let mut broker = MetadataResponseBroker::default();
         broker.node_id = node;
         broker.host = "127.0.0.1".into();
@@ -272,6 +328,10 @@ fn produce(head: &RequestHead, body: Bytes, node: usize, state: &mut State) -> A
                 Ok(offset) => part.base_offset = offset,
                 Err(code) => part.error_code = code.code(),
             }
+            if appended == Err(ErrorCode::NotLeaderOrFollower) && head.api_version >= 10 {
+                part.current_leader.leader_id = log.leader as i32;
+                part.current_leader.leader_epoch = log.leader_epoch;
+            }
             topic_answer.partition_responses.push(part);
         }
         answer.responses.push(topic_answer);
@@ -309,6 +369,7 @@ impl Log {
         }
         let mut stored = BytesMut::from(view.bytes());
         stored[..8].copy_from_slice(&offset.to_be_bytes());
+        stored[12..16].copy_from_slice(&self.leader_epoch.to_be_bytes());
         self.bytes.push((offset, stored.freeze()));
         Ok(offset)
     }
@@ -355,16 +416,57 @@ impl Log {
         Ok(None)
     }
 
+    /// Loses the records from `offset` on, as after an unclean election.
+    pub(crate) fn truncate(&mut self, offset: i64) {
+        self.values.truncate(offset as usize);
+        self.bytes.retain(|(base, _)| *base < offset);
+    }
+
+    /// The newest epoch up to `epoch` that has records, and the offset behind its last.
+    fn epoch_end(&self, epoch: i32) -> Option<(i32, i64)> {
+        let header = |bytes: &Bytes| BatchHeader::parse(bytes).expect("stored whole");
+        let mut batches = self.bytes.iter().map(|(_, bytes)| header(bytes));
+        batches
+            .rfind(|header| header.partition_leader_epoch.value() <= epoch)
+            .map(|header| {
+                let newest = header.partition_leader_epoch.value();
+                (newest, header.next_offset().value())
+            })
+    }
+
     /// Loses everything that is known of producers, as after an unclean election.
     pub(crate) fn forget_producers(&mut self) {
         self.producers.clear();
     }
 }
 
-fn list_offsets(head: &RequestHead, body: Bytes, state: &State) -> ListOffsetsResponse {
+fn epoch_ends(head: &RequestHead, body: Bytes, state: &State) -> OffsetForLeaderEpochResponse {
+    let request: OffsetForLeaderEpochRequest = head
+        .decode_body(body, request_limits(FRAME_LIMIT))
+        .expect("well-formed");
+    let mut answer = OffsetForLeaderEpochResponse::default();
+    for topic in request.topics {
+        let mut topic_answer = OffsetForLeaderTopicResult::default();
+        topic_answer.topic = topic.topic;
+        for partition in topic.partitions {
+            let log = &state.partitions[partition.partition as usize];
+            let mut part = EpochEndOffset::default();
+            part.partition = partition.partition;
+            let (epoch, end) = log.epoch_end(partition.leader_epoch).unwrap_or((-1, -1));
+            part.leader_epoch = epoch;
+            part.end_offset = end;
+            topic_answer.partitions.push(part);
+        }
+        answer.topics.push(topic_answer);
+    }
+    answer
+}
+
+fn list_offsets(head: &RequestHead, body: Bytes, state: &mut State) -> Answer {
     let request: ListOffsetsRequest = head
         .decode_body(body, request_limits(FRAME_LIMIT))
         .expect("well-formed");
+    let fault = state.list_offsets_faults.pop_front();
     let mut answer = ListOffsetsResponse::default();
     for topic in request.topics {
         let mut topic_answer = ListOffsetsTopicResponse::default();
@@ -376,14 +478,18 @@ fn list_offsets(head: &RequestHead, body: Bytes, state: &State) -> ListOffsetsRe
             let mut part = ListOffsetsPartitionResponse::default();
             part.partition_index = partition.partition_index;
             part.offset = if partition.timestamp == -1 { end } else { 0 };
+            if let Some(Fault::Refuse(code)) = &fault {
+                part.error_code = code.code();
+                part.offset = -1;
+            }
             topic_answer.partitions.push(part);
         }
         answer.topics.push(topic_answer);
     }
-    answer
+    frame(head, &answer)
 }
 
-fn fetch(head: &RequestHead, body: Bytes, state: &mut State) -> Answer {
+fn fetch(head: &RequestHead, body: Bytes, node: usize, state: &mut State) -> Answer {
     let request: FetchRequest = head
         .decode_body(body, request_limits(FRAME_LIMIT))
         .expect("well-formed");
@@ -407,6 +513,14 @@ fn fetch(head: &RequestHead, body: Bytes, state: &mut State) -> Answer {
             part.records = Some(Bytes::new());
             if let Fault::Refuse(code) = &fault {
                 part.error_code = code.code();
+            } else if log.leader != node {
+                part.error_code = ErrorCode::NotLeaderOrFollower.code();
+            } else if partition.current_leader_epoch != log.leader_epoch {
+                part.error_code = if partition.current_leader_epoch < log.leader_epoch {
+                    ErrorCode::FencedLeaderEpoch.code()
+                } else {
+                    ErrorCode::UnknownLeaderEpoch.code()
+                };
             } else if partition.fetch_offset > part.high_watermark {
                 part.error_code = ErrorCode::OffsetOutOfRange.code();
             } else {
