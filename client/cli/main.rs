@@ -14,6 +14,7 @@ mod group;
 mod output;
 mod produce;
 mod topic;
+mod verify;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -75,6 +76,8 @@ enum Command {
     /// Measure throughput and latency.
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Send and read numbered records, and check that nothing acknowledged is lost.
+    Verify(verify::Args),
 }
 
 fn main() -> ExitCode {
@@ -117,6 +120,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Cluster(command) => cluster::run(config, command, format).await,
         Command::Config(command) => config::run(config, command, format).await,
         Command::Bench(command) => bench::run(config, command, format).await,
+        Command::Verify(args) => verify::run(config, args, format).await,
     }
 }
 

@@ -312,7 +312,7 @@ impl ClientConfig {
 
     /// What a producer acknowledges by, and whether it is idempotent, once both
     /// settings have been looked at together.
-    pub(crate) fn acknowledgement(&self) -> Result<(Acks, bool)> {
+    pub fn acknowledgement(&self) -> Result<(Acks, bool)> {
         let acks = self.acks.unwrap_or(Acks::All);
         let idempotent = match self.idempotence {
             None => acks == Acks::All && self.max_in_flight <= MAX_IDEMPOTENT_IN_FLIGHT,

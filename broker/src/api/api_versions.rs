@@ -8,7 +8,7 @@ use yuxi_protocol::{
 };
 
 /// The newest version of this API that is served.
-const NEWEST: i16 = 5;
+const NEWEST: i16 = 4;
 
 pub(super) fn start(mut request: Request) -> Started {
     if !(0..=NEWEST).contains(&request.head.api_version) {

@@ -143,7 +143,7 @@ pub(crate) static APIS: &[Api] = &[
     api::<messages::ListGroupsRequest>("ListGroups", 5, Order::InTurn, |request| {
         later(request, group::list)
     }),
-    api::<messages::ApiVersionsRequest>("ApiVersions", 5, Order::Pipelined, api_versions::start),
+    api::<messages::ApiVersionsRequest>("ApiVersions", 4, Order::Pipelined, api_versions::start),
     api::<messages::CreateTopicsRequest>("CreateTopics", 7, Order::InTurn, |request| {
         later(request, create_topics::handle)
     }),
@@ -168,7 +168,7 @@ pub(crate) static APIS: &[Api] = &[
     api::<messages::AlterConfigsRequest>("AlterConfigs", 2, Order::InTurn, |request| {
         later(request, alter_configs::handle_full)
     }),
-    api::<messages::DescribeLogDirsRequest>("DescribeLogDirs", 5, Order::InTurn, |request| {
+    api::<messages::DescribeLogDirsRequest>("DescribeLogDirs", 4, Order::InTurn, |request| {
         at_once(request, describe_log_dirs::handle)
     }),
     api::<messages::CreatePartitionsRequest>("CreatePartitions", 3, Order::InTurn, |request| {

@@ -91,6 +91,9 @@ pub(crate) struct Outbox {
     chunks: std::collections::VecDeque<Chunk>,
     /// How much of the first chunk is already sent.
     sent_of_first: usize,
+    /// Whether the first chunk was seen to be in the page cache: asking costs a look at
+    /// each of its pages, so it is asked once a chunk and not once a write.
+    first_is_loaded: bool,
 }
 
 impl Outbox {
@@ -107,7 +110,10 @@ impl Outbox {
     pub(crate) async fn send_all(&mut self, stream: &TcpStream) -> io::Result<usize> {
         let mut total = 0;
         while let Some(first) = self.chunks.front() {
-            load_if_cold(first).await?;
+            if !self.first_is_loaded {
+                load_if_cold(first).await?;
+                self.first_is_loaded = true;
+            }
             let sent = stream
                 .async_io(Interest::WRITABLE, || self.send_some(stream))
                 .await?;
@@ -174,6 +180,7 @@ impl Outbox {
             }
             sent -= left;
             self.sent_of_first = 0;
+            self.first_is_loaded = false;
             self.chunks.pop_front();
         }
         Ok(())

@@ -9,6 +9,7 @@ use yuxi_controller::settings::{CompressionType, TimestampType, TopicSettings};
 use yuxi_log::{AppendError, AppendOrigin};
 use yuxi_protocol::{
     error_code::ErrorCode,
+    ids::Offset,
     record::{
         BatchError, BatchView, Compression, TimestampType as BatchTimestampType, ValidateOptions,
         batch::{set_log_append_time, set_max_timestamp},
@@ -29,6 +30,8 @@ pub(crate) enum Refused {
     Batch(#[from] BatchError),
     #[error("a produce request carries exactly one record batch for a partition")]
     NotOneBatch,
+    #[error("a producer's batch begins at offset 0, not at {0}")]
+    BaseOffset(Offset),
     #[error("the batch is part of a transaction, which this broker does not support")]
     Transactional,
     #[error("the batch has {size} bytes, more than max.message.bytes={max}")]
@@ -47,16 +50,18 @@ impl Refused {
         match self {
             Self::TooLarge { .. } => ErrorCode::MessageTooLarge,
             Self::Timestamp { .. } | Self::AppendTimes => ErrorCode::InvalidTimestamp,
-            Self::NotOneBatch => ErrorCode::InvalidRecord,
+            Self::NotOneBatch | Self::BaseOffset(_) => ErrorCode::InvalidRecord,
             Self::Transactional => ErrorCode::InvalidTxnState,
             Self::Batch(error) => match error {
-                BatchError::Truncated { .. }
+                // The formats that were are known and refused; another is no record batch.
+                BatchError::UnsupportedMagic(0 | 1) => ErrorCode::InvalidRecord,
+                BatchError::UnsupportedMagic(_)
                 | BatchError::InvalidLength(_)
                 | BatchError::WrongCrc { .. }
                 | BatchError::Compression { .. } => ErrorCode::CorruptMessage,
-                BatchError::UnsupportedMagic(_) => ErrorCode::UnsupportedForMessageFormat,
                 BatchError::UnknownCompression(_) => ErrorCode::UnsupportedCompressionType,
-                BatchError::InvalidCounts { .. }
+                BatchError::Truncated { .. }
+                | BatchError::InvalidCounts { .. }
                 | BatchError::InvalidRecord { .. }
                 | BatchError::TrailingBytes(_)
                 | BatchError::WrongOffsetDelta { .. }
@@ -132,6 +137,9 @@ pub(crate) fn admit(
         });
     }
     view.check_crc()?;
+    if view.header().base_offset != Offset::ZERO {
+        return Err(Refused::BaseOffset(view.header().base_offset));
+    }
     if view.header().is_transactional() {
         return Err(Refused::Transactional);
     }

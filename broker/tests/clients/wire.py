@@ -161,8 +161,11 @@ def produce_body(topic, records, partition=0, acks=-1, timeout_ms=10_000):
 def produce(connection, topic, records, **options):
     """(error code, base offset), or None when the connection was closed."""
     answer = connection.request(PRODUCE, 7, produce_body(topic, records, **options))
-    if answer is None:
-        return None
+    return None if answer is None else produced(topic, answer)
+
+
+def produced(topic, answer):
+    """(error code, base offset) of the one partition in the body of a Produce v7 answer."""
     at = 4 + 2 + len(topic.encode()) + 4 + 4
     return struct.unpack_from(">hq", answer, at)
 

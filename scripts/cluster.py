@@ -1,0 +1,440 @@
+"""Runs real clusters for the demos and the fault suite: an etcd, brokers and controllers as
+processes of their own, on free ports of the loopback, with their data in one temporary
+directory. Whatever is started here is ended here.
+
+Every command is shown as it could be typed, so that a demo can be read as an account of how
+to run a cluster by hand.
+"""
+
+import argparse
+import base64
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+REPO = pathlib.Path(__file__).resolve().parent.parent
+PREFIX = "/yuxi/default/"
+
+
+class Failed(Exception):
+    """Something is not as it should be; the message says what."""
+
+
+def prepare():
+    """Builds the binaries unless YUXI_BIN_DIR names them, and sees to it that etcd is there."""
+    packages = ["etcd:etcd-server", "etcdctl:etcd-client"]
+    missing = [package for command, package in (p.split(":") for p in packages) if not shutil.which(command)]
+    script = f"source {REPO}/scripts/setup.sh; setup_build; install_packages {' '.join(missing)}"
+    subprocess.run(["bash", "-euc", script], check=True)
+    if "YUXI_BIN_DIR" in os.environ:
+        return pathlib.Path(os.environ["YUXI_BIN_DIR"])
+    print("==> building yuxi-broker, yuxi-controller and yuxi (release)", flush=True)
+    subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--workspace", "--bins"], cwd=REPO, check=True)
+    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPO / "target")) / "release"
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def until(condition, what, timeout_s=30.0, every_s=0.01):
+    """Waits for a condition and returns what it returned."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise Failed(f"waited {timeout_s:.0f} s in vain until {what}")
+        time.sleep(every_s)
+
+
+class Process:
+    """A child process with its output in a file."""
+
+    def __init__(self, name, command, log, environment=None, wrapper=()):
+        self.name = name
+        self.command = [str(part) for part in command]
+        self.log = pathlib.Path(log)
+        self.wrapper = list(wrapper)
+        self.environment = {**os.environ, **(environment or {})}
+        self.process = None
+        self.is_frozen = False
+
+    def start(self):
+        out = self.log.open("ab")
+        out.write(f"\n==== {datetime.datetime.now(datetime.UTC).isoformat()} {shlex.join(self.command)}\n".encode())
+        out.flush()
+        self.read_from = out.tell()
+        self.process = subprocess.Popen(
+            self.wrapper + self.command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=self.environment,
+            start_new_session=True,
+        )
+        self.is_frozen = False
+        out.close()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def is_running(self):
+        return self.process is not None and self.process.poll() is None
+
+    def output(self):
+        """What this start of the process has printed so far."""
+        with self.log.open("rb") as log:
+            log.seek(self.read_from)
+            return log.read().decode(errors="replace")
+
+    def wait_for(self, pattern, timeout_s=30.0):
+        """Waits for a line that fits and returns the match."""
+
+        def look():
+            found = re.search(pattern, self.output(), re.MULTILINE)
+            if not found and not self.is_running():
+                raise Failed(f"{self.name} ended early:\n{self.output()[-2000:]}")
+            return found
+
+        return until(look, f"{self.name} prints {pattern}", timeout_s)
+
+    def signal(self, number):
+        os.kill(self.process.pid, number)
+
+    def kill(self):
+        """kill -9; the time at which it was done."""
+        at = time.time()
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+        return at
+
+    def freeze(self):
+        at = time.time()
+        self.signal(signal.SIGSTOP)
+        self.is_frozen = True
+        return at
+
+    def thaw(self):
+        at = time.time()
+        self.signal(signal.SIGCONT)
+        self.is_frozen = False
+        return at
+
+    def stop(self, timeout_s=30.0):
+        """SIGTERM, and the exit status."""
+        if self.is_frozen:
+            self.thaw()
+        self.signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise Failed(f"{self.name} did not stop within {timeout_s:.0f} s of SIGTERM") from None
+
+    def end(self):
+        """However it stands, it is gone afterwards."""
+        if self.is_running():
+            with contextlib.suppress(ProcessLookupError):
+                self.kill()
+
+
+class Etcd(Process):
+    """A single etcd with its data in a directory, so that it can be killed and started again."""
+
+    def __init__(self, directory, options=()):
+        client, peer = free_ports(2)
+        self.url = f"http://127.0.0.1:{client}"
+        self.directory = directory / "etcd"
+        command = [
+            "etcd", "--name", "seal", "--data-dir", self.directory,
+            "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
+            "--listen-peer-urls", f"http://127.0.0.1:{peer}", "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
+            "--initial-cluster", f"seal=http://127.0.0.1:{peer}", *options,
+        ]  # fmt: skip
+        super().__init__("etcd", command, directory / "etcd.log")
+
+    def start(self):
+        super().start()
+        until(self.is_serving, "etcd serves")
+
+    def is_serving(self):
+        answer = self.ctl("endpoint", "health", check=False)
+        return answer is not None and "is healthy" in answer
+
+    def ctl(self, *arguments, check=True):
+        """Runs etcdctl; what it printed."""
+        done = subprocess.run(
+            ["etcdctl", f"--endpoints={self.url}", *arguments], capture_output=True, text=True,
+            env={**os.environ, "ETCDCTL_API": "3"}, timeout=30,
+        )
+        if done.returncode != 0 and check:
+            raise Failed(f"etcdctl {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout + done.stderr if done.returncode == 0 else None
+
+    def get(self, prefix=""):
+        """The cluster's keys below a prefix, with their JSON values and revisions."""
+        answer = json.loads(self.ctl("get", "--prefix", PREFIX + prefix, "-w", "json"))
+        decoded = {}
+        for entry in answer.get("kvs", []):
+            key = base64.b64decode(entry["key"]).decode()[len(PREFIX):]
+            decoded[key] = json.loads(base64.b64decode(entry["value"])), entry["create_revision"], entry["mod_revision"]
+        return decoded
+
+
+class Watcher:
+    """Follows the cluster's keys in etcd and notes when each change was seen."""
+
+    def __init__(self, etcd):
+        self.events = []
+        self.process = subprocess.Popen(
+            ["etcdctl", f"--endpoints={etcd.url}", "watch", "--prefix", PREFIX, "-w", "json"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "ETCDCTL_API": "3"},
+        )
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+        self.thread.start()
+
+    def _follow(self):
+        for line in self.process.stdout:
+            at = time.time()
+            for event in json.loads(line).get("Events", []):
+                entry = event["kv"]
+                key = base64.b64decode(entry["key"]).decode()[len(PREFIX):]
+                value = json.loads(base64.b64decode(entry["value"])) if entry.get("value") else None
+                self.events.append((at, key, value))
+
+    def first(self, after, fits):
+        """When the first change after a moment was seen for which `fits(key, value)` holds."""
+        return next((at for at, key, value in list(self.events) if at >= after and fits(key, value)), None)
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+class Node(Process):
+    """A broker, or a controller that is no broker."""
+
+    def __init__(self, cluster, number, program, overrides=()):
+        self.number = number
+        self.cluster = cluster
+        self.program = program
+        self.port = free_ports(1)[0]
+        self.data = cluster.directory / f"{program}-{number}"
+        command = [cluster.binaries / program, "--node-id", number, "--listen", f"127.0.0.1:{self.port}"]
+        if program == "yuxi-broker":
+            command += ["--data-dir", self.data]
+        command += ["--etcd", cluster.etcd.url]
+        for override in overrides:
+            command += ["--override", override]
+        super().__init__(f"{program.removeprefix('yuxi-')} {number}", command, cluster.directory / f"{program}-{number}.log")
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, wait=True):
+        super().start()
+        if wait:
+            self.wait_for(r"^listening on ")
+
+    def noted(self, pattern, after):
+        """When this node first logged a line that fits after a moment (seconds since the epoch)."""
+        for line in self.output().splitlines():
+            stamp = re.match(r"\S*?(\d{4}-\d\d-\d\dT[\d:.]+)Z", line)
+            if stamp and re.search(pattern, line):
+                at = datetime.datetime.fromisoformat(stamp.group(1) + "+00:00").timestamp()
+                if at >= after - 0.001:
+                    return at
+        return None
+
+
+class Cluster:
+    """Everything of one run."""
+
+    def __init__(self, binaries, brokers=3, controllers=0, overrides=(), etcd_options=(), quiet=False):
+        self.binaries = pathlib.Path(binaries)
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="yuxi-cluster-"))
+        self.quiet = quiet
+        self.etcd = Etcd(self.directory, etcd_options)
+        settings = [f"min.insync.replicas={min(2, brokers)}", f"default.replication.factor={min(3, brokers)}",
+                    f"offsets.topic.replication.factor={min(3, brokers)}", *overrides]
+        self.brokers = {n: Node(self, n, "yuxi-broker", settings) for n in range(1, brokers + 1)}
+        self.controllers = {
+            n: Node(self, n, "yuxi-controller") for n in range(101, 101 + controllers)
+        }
+        self.others = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        for process in [*self.others, *self.nodes().values(), self.etcd]:
+            process.end()
+        if kind is None or kind is KeyboardInterrupt:
+            shutil.rmtree(self.directory, ignore_errors=True)
+        else:
+            print(f"the logs are kept in {self.directory}", file=sys.stderr)
+
+    def nodes(self):
+        return {**self.controllers, **self.brokers}
+
+    def start(self):
+        for process in [self.etcd, *self.nodes().values()]:
+            self.show(process.command)
+            process.start()
+        until(lambda: len(self.etcd.get("admitted/")) == len(self.brokers), "every broker is let in")
+
+    def show(self, command):
+        if not self.quiet:
+            print(f"$ {shlex.join(str(part) for part in command)}", flush=True)
+
+    @property
+    def bootstrap(self):
+        return ",".join(broker.address for broker in self.brokers.values())
+
+    def yuxi(self, *arguments, check=True):
+        """Runs the command line; what it printed."""
+        done = subprocess.run(
+            [self.binaries / "yuxi", "-b", self.bootstrap, *map(str, arguments)], capture_output=True, text=True, timeout=120,
+        )
+        if done.returncode != 0 and check:
+            raise Failed(f"yuxi {' '.join(map(str, arguments))}: {done.stderr.strip()}")
+        return done.stdout
+
+    def verify(self, topic, *arguments, settings=(), name="verify"):
+        """Starts `yuxi verify` with a journal."""
+        journal = self.directory / f"{name}.journal"
+        command = [self.binaries / "yuxi", "-b", self.bootstrap]
+        for setting in settings:
+            command += ["-X", setting]
+        command += ["--output", "json", "verify", topic, *map(str, arguments), "--journal", journal]
+        self.show(command)
+        load = Load(name, command, self.directory / f"{name}.log", journal)
+        self.others.append(load)
+        load.start()
+        return load
+
+    def controller(self):
+        """Who holds the seal: node id and controller epoch, or None."""
+        found = self.etcd.get("controller").get("controller")
+        return (found[0]["node_id"], found[1]) if found else None
+
+    def partitions(self, topic):
+        """The states of a topic's partitions, by number."""
+        topic_id = self.etcd.get(f"topics/{topic}")[f"topics/{topic}"][0]["topic_id"]
+        states = {}
+        for value, *_ in self.etcd.get(f"partitions/{topic_id}/").values():
+            states.update({int(number): state for number, state in value.items()})
+        return states
+
+    def until_in_sync(self, topic, timeout_s=60.0):
+        """Waits until every replica of a topic is in sync."""
+
+        def look():
+            states = self.partitions(topic).values()
+            return states and all(set(s["isr"]) == set(s["replicas"]) and s["leader"] >= 0 for s in states)
+
+        until(look, f"every replica of {topic} is in sync", timeout_s, every_s=0.05)
+
+
+class Load(Process):
+    """A running `yuxi verify`, and its journal."""
+
+    def __init__(self, name, command, log, journal):
+        super().__init__(name, command, log)
+        self.journal = journal
+
+    def lines(self, kind="ack"):
+        """(time in seconds, partition, the rest) of each line of a kind, oldest first."""
+        if not self.journal.exists():
+            return
+        for line in self.journal.read_text(errors="replace").splitlines():
+            words = line.split(" ", 4)
+            if words[0] == kind and len(words) > 3:
+                yield int(words[1]) / 1e6, int(words[2]), words[3:]
+
+    def first_ack(self, after, partitions):
+        """When the first record was acknowledged after a moment in each of the partitions."""
+        first = {}
+        for at, partition, _ in self.lines():
+            if at > after and partition in partitions and partition not in first:
+                first[partition] = at
+        return first
+
+    def until_acknowledged(self, count=1, after=0.0):
+        until(lambda: sum(1 for at, *_ in self.lines() if at > after) >= count, "records are acknowledged")
+
+    def verdict(self, timeout_s=120.0):
+        """Ends the load and returns its report and exit status."""
+        if self.is_running():
+            self.signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"{self.name} did not come to an end:\n{self.output()[-2000:]}") from None
+        found = re.search(r"^\{.*?^\}", self.output(), re.MULTILINE | re.DOTALL)
+        if not found:
+            raise Failed(f"{self.name} gave no verdict:\n{self.output()[-2000:]}")
+        return json.loads(found.group()), status
+
+
+class Timeline:
+    """Prints what happened when, counted from one moment."""
+
+    def __init__(self, zero):
+        self.zero = zero
+
+    def note(self, at, text):
+        shown = "      ?   " if at is None else f"{(at - self.zero) * 1000:8.1f} ms"
+        print(f"{shown}  {text}", flush=True)
+
+
+def conclude(report, status):
+    """Prints the verdict as every demo ends, and returns the exit status."""
+    print(
+        f"verdict: acknowledged {report['acknowledged']}, lost {report['lost']}, "
+        f"duplicated {report['duplicated']}, out of order {report['out_of_order']}"
+    )
+    good = status == 0 and report["acknowledged"] > 0
+    return 0 if good else 1
+
+
+def arguments(text, **defaults):
+    """The options that every demo takes."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    settings = {"brokers": 3, "partitions": 12, "rate": 2000, **defaults}
+    parser.add_argument("--brokers", type=int, default=settings["brokers"], help="how many brokers (default %(default)s)")
+    parser.add_argument("--partitions", type=int, default=settings["partitions"], help="how many partitions (default %(default)s)")
+    parser.add_argument("--rate", type=int, default=settings["rate"], help="records a second (default %(default)s)")
+    given = parser.parse_args()
+    if given.brokers < 3 or given.partitions < 1 or given.rate < 1:
+        parser.error("a demo needs at least 3 brokers, 1 partition and 1 record a second")
+    return given
+
+
+def run(main):
+    """Runs a demo; one line says why it could not be carried out."""
+    try:
+        sys.exit(main())
+    except Failed as failure:
+        print(f"failed: {failure}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
