@@ -69,19 +69,19 @@ pub enum LogDirError {
         reason: String,
     },
     /// The file system refused.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {error}", path = path.display())]
     Storage {
         /// The file or directory.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
 impl LogDirError {
     fn storage(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
-        move |source| Self::Storage { path, source }
+        move |error| Self::Storage { path, error }
     }
 }
 

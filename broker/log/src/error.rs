@@ -11,12 +11,12 @@ use yuxi_protocol::{
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The file system refused.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {error}", path = path.display())]
     Storage {
         /// The file or directory.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// Bytes that were there before are damaged or gone: not a torn tail, which recovery
     /// cuts by itself, but data that may have been acknowledged (I15). No data has been
@@ -60,7 +60,7 @@ pub enum LogError {
 impl LogError {
     pub(crate) fn storage(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Storage { path, source }
+        move |error| Self::Storage { path, error }
     }
 }
 

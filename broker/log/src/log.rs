@@ -526,9 +526,9 @@ impl Log {
 /// What a failure to read is for an operation that changes the log.
 pub(crate) fn read_error(dir: &Path, error: ReadError) -> LogError {
     match error {
-        ReadError::Storage(source) => LogError::Storage {
+        ReadError::Storage(error) => LogError::Storage {
             path: dir.to_owned(),
-            source,
+            error,
         },
         ReadError::Corrupt {
             path,
@@ -543,7 +543,7 @@ pub(crate) fn read_error(dir: &Path, error: ReadError) -> LogError {
         },
         ReadError::OffsetOutOfRange(error) => LogError::Storage {
             path: dir.to_owned(),
-            source: std::io::Error::other(error),
+            error: std::io::Error::other(error),
         },
     }
 }
@@ -556,7 +556,7 @@ fn file_name(path: &Path) -> String {
 
 fn into_append(error: LogError) -> AppendError {
     AppendError::Storage(match error {
-        LogError::Storage { source, .. } => source,
+        LogError::Storage { error, .. } => error,
         error => std::io::Error::other(error),
     })
 }

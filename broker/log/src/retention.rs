@@ -67,7 +67,7 @@ impl Log {
         let count = self.before_log_start();
         self.remove_first_segments(count, now_ms)
             .map_err(|error| match error {
-                LogError::Storage { source, .. } => ReadError::Storage(source),
+                LogError::Storage { error, .. } => ReadError::Storage(error),
                 error => ReadError::Storage(io::Error::other(error)),
             })
     }
