@@ -2,7 +2,8 @@
 //! [`Log::set_config`](crate::Log::set_config); each takes effect at the next operation
 //! that looks at it.
 
-/// What is done with old segments, `cleanup.policy`.
+/// What is done with old segments, `cleanup.policy`. The table of settings has an enum of
+/// its own, because neither crate may depend on the other; the broker translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CleanupPolicy {
     /// Old segments are deleted by time and size.

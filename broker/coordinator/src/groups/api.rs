@@ -7,6 +7,7 @@ use bytes::Bytes;
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
+    message,
     messages::{
         DeleteGroupsRequest, DeleteGroupsResponse, DescribeGroupsRequest, DescribeGroupsResponse,
         HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse,

@@ -25,18 +25,6 @@
 //! members rejoin. Every ticket given to `handle` is answered exactly once, by some
 //! call's replies. No buffer of a request is kept.
 
-/// Builds a wire message from the fields that are not at their defaults. (The wire
-/// crate's structs may grow, so they cannot be written as literals here.)
-macro_rules! message {
-    (@value $field:ident) => { $field };
-    (@value $field:ident $value:expr) => { $value };
-    ($type:ident { $($field:ident $(: $value:expr)?),* $(,)? }) => {{
-        let mut message = $type::default();
-        $(message.$field = message!(@value $field $($value)?);)*
-        message
-    }};
-}
-
 mod admin;
 mod api;
 mod classic;
@@ -56,6 +44,7 @@ use bytes::Bytes;
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
+    message,
     messages::{HeartbeatResponse, OffsetDeleteResponse},
 };
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
+    message,
     messages::{
         OffsetCommitRequest, OffsetCommitResponse, OffsetDeleteRequest, OffsetDeleteResponse,
         OffsetFetchRequest, OffsetFetchResponse,

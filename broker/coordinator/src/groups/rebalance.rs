@@ -7,6 +7,7 @@
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
+    message,
     messages::{
         JoinGroupResponse, SyncGroupResponse, join_group_response::JoinGroupResponseMember,
     },

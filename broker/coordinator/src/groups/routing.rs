@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use yuxi_protocol::{
     codec::StrBytes,
+    message,
     messages::{DeleteGroupsRequest, DescribeGroupsRequest, OffsetFetchRequest},
 };
 

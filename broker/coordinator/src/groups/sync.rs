@@ -6,6 +6,7 @@ use bytes::Bytes;
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
+    message,
     messages::{
         HeartbeatRequest, LeaveGroupRequest, LeaveGroupResponse, SyncGroupRequest,
         leave_group_request::MemberIdentity, leave_group_response::MemberResponse,
