@@ -13,7 +13,7 @@ use yuxi_protocol::ids::{BrokerId, LeaderEpoch, TopicId, TopicPartition};
 use yuxi_protocol::messages::MetadataResponse;
 use yuxi_protocol::messages::metadata_response::MetadataResponseTopic;
 
-use crate::error::error_code;
+use crate::error::{Error, Result, error_code};
 
 /// A snapshot of the cluster.
 #[derive(Clone, Debug, Default)]
@@ -193,6 +193,15 @@ impl Topic {
             .binary_search_by_key(&index, |partition| partition.index)
             .ok()?;
         self.partitions.get(at)
+    }
+
+    /// A partition by its number, or the error that says how many there are.
+    pub(crate) fn existing(&self, index: i32) -> Result<&Partition> {
+        self.partition(index).ok_or_else(|| Error::NoSuchPartition {
+            topic: self.name.to_string(),
+            partition: index,
+            count: self.partitions.len(),
+        })
     }
 }
 

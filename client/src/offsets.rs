@@ -128,13 +128,7 @@ async fn by_leader(
     for (partition, spec) in wanted {
         let topic = cluster.topic(&partition.topic, false).await?;
         let index = partition.partition.value();
-        if topic.partition(index).is_none() {
-            return Err(Error::NoSuchPartition {
-                topic: partition.topic.to_string(),
-                partition: index,
-                count: topic.partitions.len(),
-            });
-        }
+        topic.existing(index)?;
         let leader = cluster.metadata().leader(&partition.topic, index);
         groups
             .entry(leader)

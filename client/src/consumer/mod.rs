@@ -143,14 +143,7 @@ impl Consumer {
                 .cluster
                 .topic(&partition.topic, self.config.auto_create_topics)
                 .await?;
-            let index = partition.partition.value();
-            if topic.partition(index).is_none() {
-                return Err(Error::NoSuchPartition {
-                    topic: partition.topic.to_string(),
-                    partition: index,
-                    count: topic.partitions.len(),
-                });
-            }
+            topic.existing(partition.partition.value())?;
             let cursor = self.new_cursor(&partition, position(start));
             cursors.insert(partition, cursor);
         }
