@@ -1,5 +1,6 @@
 //! The whole broker in this process, driven over sockets.
 
+mod client_groups;
 mod groups;
 mod hostile;
 mod pipelining;
