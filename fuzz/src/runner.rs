@@ -1,8 +1,13 @@
 //! A small mutating fuzzer without coverage: the same seed gives the same inputs.
 //!
 //! `YUXI_FUZZ_SEED` and `YUXI_FUZZ_RUNS` replace the fixed seed and the number of inputs.
+//! With `YUXI_FUZZ_CORPUS=DIR` nothing is run: the inputs to begin with are written to
+//! `DIR/TARGET/`, for libFuzzer to begin with them too.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::Path,
+};
 
 const DEFAULT_SEED: u64 = 0x5e_a1;
 /// Inputs grow by at most this much over the longest seed input.
@@ -25,6 +30,9 @@ const EVIL: &[&[u8]] = &[
 /// Gives `body` each of `corpus` and then `runs` mutations of them. When it panics, the
 /// input and how to get it again are printed.
 pub fn run(name: &str, runs: u64, corpus: &[Vec<u8>], body: fn(&[u8])) {
+    if let Some(directory) = std::env::var_os("YUXI_FUZZ_CORPUS") {
+        return write_corpus(&Path::new(&directory).join(name), corpus);
+    }
     let seed = from_environment("YUXI_FUZZ_SEED").unwrap_or(DEFAULT_SEED);
     let runs = from_environment("YUXI_FUZZ_RUNS").unwrap_or(runs);
     println!("{name}: YUXI_FUZZ_SEED={seed} YUXI_FUZZ_RUNS={runs}");
@@ -35,6 +43,14 @@ pub fn run(name: &str, runs: u64, corpus: &[Vec<u8>], body: fn(&[u8])) {
     for number in 1..=runs {
         let input = mutated(&mut random, corpus);
         attempt(name, seed, number, &input, body);
+    }
+}
+
+fn write_corpus(directory: &Path, corpus: &[Vec<u8>]) {
+    std::fs::create_dir_all(directory).expect("a folder for the corpus");
+    for (number, input) in corpus.iter().enumerate() {
+        let file = directory.join(format!("seed-{number:04}"));
+        std::fs::write(file, input).expect("room for the corpus");
     }
 }
 

@@ -14,7 +14,7 @@ mod runner;
 #[test]
 fn no_request_breaks_a_promise() {
     let corpus = [protocol::requests(), protocol::produce_requests()].concat();
-    runner::run("request", 200_000, &corpus, protocol::request);
+    runner::run("frame", 200_000, &corpus, protocol::request);
 }
 
 #[test]
