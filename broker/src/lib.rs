@@ -20,6 +20,11 @@ mod producer_ids;
 mod replicas;
 mod time;
 
+// For `benches/`, which see a crate from outside.
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub use api::fetch::bench;
+
 use crate::{
     maintenance::Maintenance,
     metrics::Metrics,

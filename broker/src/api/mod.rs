@@ -17,7 +17,7 @@ mod describe_configs;
 mod describe_log_dirs;
 mod describe_topic_partitions;
 mod errors_told;
-mod fetch;
+pub(crate) mod fetch;
 mod find_coordinator;
 mod group;
 mod init_producer_id;

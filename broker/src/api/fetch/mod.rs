@@ -3,6 +3,8 @@
 //! The answer is never copied: it is a list of encoded bytes and slices of segment
 //! files. Sessions (KIP-227) remember the partitions of a consumer between requests.
 
+#[cfg(feature = "bench")]
+pub mod bench;
 mod response;
 mod session;
 
