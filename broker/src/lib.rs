@@ -41,7 +41,7 @@ use std::{
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::Instant};
 use yuxi_controller::{
-    Campaign, Controller, ControllerError, ControllerOptions, Registration, keys,
+    Address, Campaign, Controller, ControllerError, ControllerOptions, Registration, keys,
     settings::{HostPort, Listener, ServerSettings},
     store::{EmbeddedStore, MetadataStore, StoreError},
 };
@@ -172,6 +172,7 @@ impl Broker {
                 node_id: broker_id,
                 settings: Arc::new(settings.clone()),
                 session_ttl: kind.session_ttl(),
+                endpoint: Some(advertised_address(&settings, address.port())),
                 campaign: Campaign::OnceRegistered,
                 cluster_id: stored.map(|stored| stored.cluster_id),
                 seed: None,
@@ -399,6 +400,12 @@ fn local_address(listener: &TcpListener, setting: &'static str) -> Result<Socket
         address: String::new(),
         error,
     })
+}
+
+/// Where the other brokers reach this one.
+fn advertised_address(settings: &ServerSettings, bound_port: u16) -> Address {
+    let HostPort { host, port } = settings.advertised(bound_port);
+    Address { host, port }
 }
 
 fn endpoint(settings: &ServerSettings, bound_port: u16) -> keys::Endpoint {

@@ -1,7 +1,11 @@
-//! What the controller can be asked to decide, each with its way back to the caller.
+//! What the controller can be asked to decide, each with its way back to the caller, and
+//! the JSON in which a command travels to the process that can decide it.
+
+use std::fmt;
 
 use rand::RngCore;
-use tokio::sync::oneshot;
+use serde::{Deserialize, Serialize};
+use tokio::{sync::oneshot, time::Instant};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId};
 
 use crate::{
@@ -17,35 +21,138 @@ use crate::{
     },
     image::ClusterImage,
     settings::ServerSettings,
+    store::Revision,
 };
 
-/// A request to the controller. The closed list of them.
-pub(crate) enum Command {
-    CreateTopics(Call<Validated<Vec<NewTopic>>, Answers<CreatedTopic>>),
-    DeleteTopics(Call<Vec<TopicSelector>, Answers<DeletedTopic>>),
-    CreatePartitions(Call<Validated<Vec<NewPartitions>>, Answers<()>>),
-    AlterConfigs(Call<Validated<Vec<ConfigAlteration>>, Answers<()>>),
-    AlterPartitions(Call<IsrProposals, IsrAnswers>),
-    AllocateProducerIds(Call<(), Result<ProducerIdBlock, ControllerError>>),
-    ShutDownBroker(Call<(BrokerId, BrokerEpoch), Result<usize, ControllerError>>),
+/// Declares the commands: name, input, answer.
+macro_rules! commands {
+    ($( $name:ident($input:ty) -> $answer:ty; )+) => {
+        /// A request to the controller. The closed list of them.
+        pub(crate) enum Command {
+            $( $name(Call<$input, $answer>), )+
+        }
+
+        #[derive(Serialize)]
+        enum InputForm<'a> {
+            $( $name(&'a $input), )+
+        }
+
+        #[derive(Deserialize)]
+        enum OwnedInputForm {
+            $( $name($input), )+
+        }
+
+        impl Command {
+            /// The name of what is asked, for log lines.
+            pub(crate) fn name(&self) -> &'static str {
+                match self {
+                    $( Self::$name(_) => stringify!($name), )+
+                }
+            }
+
+            /// Answers the caller: with the decision, which is committed and visible at
+            /// the revision, or with the error that kept it from being so.
+            pub(crate) fn finish(self, outcome: Result<Revision, ControllerError>) {
+                match self {
+                    $( Self::$name(call) => call.finish(outcome), )+
+                }
+            }
+
+            /// The command as another process reads it.
+            pub(crate) fn to_json(&self, sender: &Sender) -> serde_json::Result<Vec<u8>> {
+                let command = match self {
+                    $( Self::$name(call) => InputForm::$name(&call.input), )+
+                };
+                serde_json::to_vec(&EnvelopeForm { sender, command })
+            }
+
+            /// The command of another process, who that is, and the answer as that one
+            /// reads it.
+            pub(crate) fn from_json(
+                json: &[u8],
+            ) -> serde_json::Result<(Sender, Self, oneshot::Receiver<Vec<u8>>)> {
+                let EnvelopeForm { sender, command } = serde_json::from_slice(json)?;
+                Ok(match command {
+                    $( OwnedInputForm::$name(input) => {
+                        let (call, answer) = Call::answered_in_json(input);
+                        (sender, Self::$name(call), answer)
+                    } )+
+                })
+            }
+
+            /// Keeps the answer that another process gave, and returns the revision from
+            /// which it is visible.
+            pub(crate) fn answered(
+                &mut self,
+                json: &[u8],
+            ) -> serde_json::Result<Result<Revision, ControllerError>> {
+                match self {
+                    $( Self::$name(call) => call.answered(json), )+
+                }
+            }
+        }
+    };
+}
+
+commands! {
+    CreateTopics(Validated<Vec<NewTopic>>) -> Answers<CreatedTopic>;
+    DeleteTopics(Vec<TopicSelector>) -> Answers<DeletedTopic>;
+    CreatePartitions(Validated<Vec<NewPartitions>>) -> Answers<()>;
+    AlterConfigs(Validated<Vec<ConfigAlteration>>) -> Answers<()>;
+    AlterPartitions(IsrProposals) -> IsrAnswers;
+    AllocateProducerIds(()) -> Result<ProducerIdBlock, ControllerError>;
+    ShutDownBroker((BrokerId, BrokerEpoch)) -> Result<usize, ControllerError>;
+}
+
+/// The request data of an Envelope.
+#[derive(Serialize, Deserialize)]
+struct EnvelopeForm<S, C> {
+    sender: S,
+    command: C,
+}
+
+/// A command, who asked, and how long that one waits.
+pub(crate) struct Asked {
+    pub(crate) command: Command,
+    /// The broker of another process; `None` for callers in this one.
+    pub(crate) sender: Option<Sender>,
+    pub(crate) give_up_at: Instant,
+}
+
+/// The broker on whose behalf a command comes from another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sender {
+    pub(crate) broker: BrokerId,
+    pub(crate) broker_epoch: BrokerEpoch,
+    /// As in its registration, which none but the members of the cluster can read: an
+    /// ordinary client that calls itself a broker does not know it (CVE-2018-1288).
+    pub(crate) incarnation: String,
 }
 
 /// What is asked, what was decided, and who waits for it.
 pub(crate) struct Call<I, O> {
-    input: I,
+    pub(crate) input: I,
     answer: Option<O>,
-    reply: oneshot::Sender<Result<O, ControllerError>>,
+    reply: Reply<O>,
 }
 
+/// An answer and the revision from which it is visible.
+type Decided<O> = Result<(Revision, O), ControllerError>;
+
+type Reply<O> = Box<dyn FnOnce(Decided<O>) + Send>;
+
 /// An input that may be for validation only.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Validated<T> {
     pub(crate) input: T,
     pub(crate) validate_only: bool,
 }
 
-impl<I, O> Call<I, O> {
-    pub(crate) fn new(input: I) -> (Self, oneshot::Receiver<Result<O, ControllerError>>) {
+impl<I, O: Send + 'static> Call<I, O> {
+    pub(crate) fn new(input: I) -> (Self, oneshot::Receiver<Decided<O>>) {
         let (reply, answer) = oneshot::channel();
+        // A caller that no longer waits is no concern of ours.
+        let reply: Reply<O> = Box::new(|outcome| drop(reply.send(outcome)));
         let call = Self {
             input,
             answer: None,
@@ -54,23 +161,58 @@ impl<I, O> Call<I, O> {
         (call, answer)
     }
 
+    fn answered_in_json(input: I) -> (Self, oneshot::Receiver<Vec<u8>>)
+    where
+        O: Serialize,
+    {
+        let (reply, answer) = oneshot::channel();
+        let reply: Reply<O> = Box::new(|outcome| {
+            let outcome = outcome.map(|(revision, answer)| (revision.value(), answer));
+            match serde_json::to_vec(&outcome) {
+                Ok(json) => drop(reply.send(json)),
+                Err(error) => tracing::error!(%error, "an answer has no JSON form"),
+            }
+        });
+        let call = Self {
+            input,
+            answer: None,
+            reply,
+        };
+        (call, answer)
+    }
+
+    fn answered(&mut self, json: &[u8]) -> serde_json::Result<Result<Revision, ControllerError>>
+    where
+        O: for<'de> Deserialize<'de>,
+    {
+        let outcome: Result<(i64, O), ControllerError> = serde_json::from_slice(json)?;
+        Ok(outcome.map(|(revision, answer)| {
+            self.answer = Some(answer);
+            Revision::new(revision)
+        }))
+    }
+
+    /// Keeps what was decided elsewhere.
+    pub(crate) fn set_answer(&mut self, answer: O) {
+        self.answer = Some(answer);
+    }
+
     fn decided(&mut self, (changes, answer): (Vec<ChangeSet>, O)) -> Vec<ChangeSet> {
         self.answer = Some(answer);
         changes
     }
 
-    fn finish(self, outcome: Result<(), ControllerError>) {
+    fn finish(self, outcome: Result<Revision, ControllerError>) {
         let answer = match (outcome, self.answer) {
-            (Ok(()), Some(answer)) => Ok(answer),
-            (Ok(()), None) => Err(ControllerError::NotController),
+            (Ok(revision), Some(answer)) => Ok((revision, answer)),
+            (Ok(_), None) => Err(ControllerError::NotController),
             (Err(error), _) => Err(error),
         };
-        // A caller that no longer waits is no concern of ours.
-        let _ = self.reply.send(answer);
+        (self.reply)(answer);
     }
 }
 
-impl<T, O> Call<Validated<T>, O> {
+impl<T, O: Send + 'static> Call<Validated<T>, O> {
     fn decided_unless_validating(&mut self, decision: (Vec<ChangeSet>, O)) -> Vec<ChangeSet> {
         let changes = self.decided(decision);
         if self.input.validate_only {
@@ -119,17 +261,63 @@ impl Command {
         }
     }
 
-    /// Answers the caller: with the decision once it is committed and visible, or with the
-    /// error that kept it from being so.
-    pub(crate) fn finish(self, outcome: Result<(), ControllerError>) {
+    /// Whether asking again is right when it is not known what became of the first time.
+    pub(crate) fn is_repeatable(&self) -> bool {
         match self {
-            Self::CreateTopics(call) => call.finish(outcome),
-            Self::DeleteTopics(call) => call.finish(outcome),
-            Self::CreatePartitions(call) => call.finish(outcome),
-            Self::AlterConfigs(call) => call.finish(outcome),
-            Self::AlterPartitions(call) => call.finish(outcome),
-            Self::AllocateProducerIds(call) => call.finish(outcome),
-            Self::ShutDownBroker(call) => call.finish(outcome),
+            Self::CreateTopics(call) => call.input.validate_only,
+            Self::CreatePartitions(call) => call.input.validate_only,
+            Self::AlterConfigs(call) => call.input.validate_only,
+            // The second time it would name what it has itself done as an error.
+            Self::DeleteTopics(_) => false,
+            // The epochs in it stop a second one; a block that nobody uses is no loss.
+            Self::AlterPartitions(_) | Self::AllocateProducerIds(_) | Self::ShutDownBroker(_) => {
+                true
+            }
         }
+    }
+
+    /// The broker that it is about, where none but that broker may ask for it.
+    fn concerns(&self) -> Option<BrokerId> {
+        match self {
+            Self::AlterPartitions(call) => Some(call.input.broker),
+            Self::ShutDownBroker(call) => Some(call.input.0),
+            Self::CreateTopics(_)
+            | Self::DeleteTopics(_)
+            | Self::CreatePartitions(_)
+            | Self::AlterConfigs(_)
+            | Self::AllocateProducerIds(_) => None,
+        }
+    }
+}
+
+impl Asked {
+    /// Whether the sender, if there is one, is a live broker that was let in.
+    pub(crate) fn check_sender(&self, image: &ClusterImage) -> Result<(), ControllerError> {
+        let Some(sender) = &self.sender else {
+            return Ok(());
+        };
+        let known = image
+            .registration(sender.broker)
+            .filter(|broker| broker.registration.incarnation == sender.incarnation)
+            .ok_or(ControllerError::ClusterAuthorizationFailed)?;
+        if !image.is_admitted(known) || known.epoch != sender.broker_epoch {
+            return Err(ControllerError::StaleBrokerEpoch);
+        }
+        match self.command.concerns() {
+            Some(broker) if broker != sender.broker => {
+                Err(ControllerError::ClusterAuthorizationFailed)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn finish(self, outcome: Result<Revision, ControllerError>) {
+        self.command.finish(outcome);
+    }
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }

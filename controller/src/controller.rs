@@ -4,12 +4,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    time::Instant,
+};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId};
 
 use crate::{
     ControllerError,
-    command::{Call, Command, Validated},
+    command::{Asked, Call, Command, Validated},
     decide::{
         configs::ConfigAlteration,
         isr::{IsrAnswers, IsrProposals},
@@ -17,7 +20,7 @@ use crate::{
         topics::{Answers, CreatedTopic, DeletedTopic, NewPartitions, NewTopic, TopicSelector},
     },
     image::ClusterImage,
-    keys::BrokerValue,
+    keys::{Address, BrokerValue},
     service::{self, Request},
     settings::ServerSettings,
     store::MetadataStore,
@@ -25,6 +28,12 @@ use crate::{
 
 /// The most requests that wait for the service's loop; callers beyond wait to enter.
 const REQUEST_QUEUE: usize = 1024;
+
+/// The most calls of this process that are not yet answered; callers beyond wait to enter.
+const CALLS: usize = 1024;
+
+/// How long a call tries to have a controller decide.
+pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(15);
 
 /// What a controller is started with.
 #[derive(Clone, Debug)]
@@ -36,6 +45,8 @@ pub struct ControllerOptions {
     /// How long this process may be silent before it is taken for dead:
     /// `broker.session.timeout.ms`.
     pub session_ttl: Duration,
+    /// Where other processes reach this one, which they need once it is the controller.
+    pub endpoint: Option<Address>,
     /// Whether it competes for the seal.
     pub campaign: Campaign,
     /// The id that a cluster gets which is founded now; random if `None`.
@@ -61,6 +72,7 @@ pub enum Campaign {
 pub struct Controller {
     node_id: BrokerId,
     requests: mpsc::Sender<Request>,
+    calls: Arc<Semaphore>,
     image: watch::Receiver<Arc<ClusterImage>>,
 }
 
@@ -73,7 +85,8 @@ impl Controller {
     ) -> Result<Self, ControllerError> {
         let node_id = options.node_id;
         let (sender, requests) = mpsc::channel(REQUEST_QUEUE);
-        let mut image = service::start(store, options, requests).await?;
+        let way_back = sender.downgrade();
+        let mut image = service::start(store, options, requests, way_back).await?;
         image
             .wait_for(|image| image.cluster_id().is_some())
             .await
@@ -81,6 +94,7 @@ impl Controller {
         Ok(Self {
             node_id,
             requests: sender,
+            calls: Arc::new(Semaphore::new(CALLS)),
             image,
         })
     }
@@ -182,14 +196,27 @@ impl Controller {
         }
     }
 
-    async fn call<I, O>(
+    async fn call<I, O: Send + 'static>(
         &self,
         command: impl FnOnce(Call<I, O>) -> Command,
         input: I,
     ) -> Result<O, ControllerError> {
+        let give_up_at = Instant::now() + CALL_DEADLINE;
+        // It is never closed.
+        let _permit = self.calls.acquire().await;
         let (call, answer) = Call::new(input);
-        self.send(Request::Command(command(call))).await?;
-        answer.await.map_err(|_| ControllerError::Stopped)?
+        self.send_command(Asked {
+            command: command(call),
+            sender: None,
+            give_up_at,
+        })
+        .await?;
+        let (_, answer) = answer.await.map_err(|_| ControllerError::Stopped)??;
+        Ok(answer)
+    }
+
+    pub(crate) async fn send_command(&self, asked: Asked) -> Result<(), ControllerError> {
+        self.send(Request::Command(asked)).await
     }
 
     async fn send(&self, request: Request) -> Result<(), ControllerError> {

@@ -19,6 +19,7 @@ fn options(node: i32) -> ControllerOptions {
         node_id: BrokerId::new(node),
         settings: Arc::new(settings()),
         session_ttl: Duration::from_secs(10),
+        endpoint: None,
         campaign: Campaign::OnceRegistered,
         cluster_id: None,
         seed: None,
@@ -243,21 +244,6 @@ async fn when_the_controller_dies_another_takes_the_seal_and_names_new_leaders()
         assert!(image.controller().unwrap().epoch > first.epoch);
         assert_eq!(led(&image, 2) + led(&image, 3), 9);
     }
-}
-
-#[tokio::test]
-async fn only_the_controller_decides() {
-    let store = EmbeddedStore::in_memory();
-    let (_one, _) = broker(&store, 1).await;
-    let (two, _) = broker(&store, 2).await;
-    let answers = two
-        .create_topics(vec![topic("a", 1, 1), topic("b", 1, 1)], false)
-        .await;
-    assert_eq!(answers, vec![Err(ControllerError::NotController); 2]);
-    assert_eq!(
-        two.allocate_producer_ids().await,
-        Err(ControllerError::NotController)
-    );
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use yuxi_protocol::ids::{BrokerId, ControllerEpoch};
 
 use crate::{
     image::ClusterImage,
-    keys::{ControllerValue, Key, print_value},
+    keys::{Address, ControllerValue, Key, print_value},
     store::{Guard, MetadataStore, Operation, Revision, SessionId, StoreError, Transaction},
 };
 
@@ -29,6 +29,8 @@ const KEEPS_PER_TTL: u32 = 4;
 pub(crate) struct Candidate {
     pub(crate) node_id: BrokerId,
     pub(crate) incarnation: String,
+    /// Where others reach it once it is the controller.
+    pub(crate) endpoint: Option<Address>,
 }
 
 /// What the image says about the seal, as seen by one candidate.
@@ -65,6 +67,7 @@ impl Candidate {
                     node_id: self.node_id,
                     incarnation: self.incarnation.clone(),
                     session: session.to_string(),
+                    endpoint: self.endpoint.clone(),
                 }),
                 session: Some(session),
             }],
@@ -168,6 +171,7 @@ mod tests {
         Candidate {
             node_id: BrokerId::new(node),
             incarnation: format!("life-{node}"),
+            endpoint: None,
         }
     }
 

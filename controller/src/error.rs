@@ -60,6 +60,12 @@ pub enum ControllerError {
     /// A proposed ISR member is not alive in the incarnation that the leader saw.
     #[error("The new ISR contains at least one ineligible replica.")]
     IneligibleReplica,
+    /// The request came from something that is not a broker of this cluster.
+    #[error("Only a broker of this cluster may ask for this.")]
+    ClusterAuthorizationFailed,
+    /// The controller could not be asked, or did not say what became of the request.
+    #[error("The controller did not answer in time; what was asked for may have been done.")]
+    TimedOut,
     /// This node is not the controller just now.
     #[error("This is not the correct controller for this cluster.")]
     NotController,
@@ -103,7 +109,9 @@ impl ControllerError {
             Self::IneligibleReplica => ErrorCode::IneligibleReplica,
             // Clients try these again.
             Self::NotController | Self::Stopped => ErrorCode::NotController,
-            Self::Store(
+            Self::ClusterAuthorizationFailed => ErrorCode::ClusterAuthorizationFailed,
+            Self::TimedOut
+            | Self::Store(
                 StoreError::Unavailable(_) | StoreError::Unknown(_) | StoreError::SessionLost,
             ) => ErrorCode::RequestTimedOut,
             Self::Store(StoreError::Damaged(_)) | Self::Image(_) | Self::ProducerIdsExhausted => {

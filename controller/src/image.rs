@@ -14,9 +14,9 @@ use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ControllerEpoch, PartitionId, To
 
 use crate::{
     keys::{
-        AdmissionValue, BrokerValue, ClusterValue, ConfigScope, ConfigValue, ControllerValue, Key,
-        PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue, TopicValue, ValueError,
-        parse_partitions, parse_value,
+        Address, AdmissionValue, BrokerValue, ClusterValue, ConfigScope, ConfigValue,
+        ControllerValue, Key, PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue, TopicValue,
+        ValueError, parse_partitions, parse_value,
     },
     store::{Batch, Change, Entry, Revision, SessionId, Snapshot},
 };
@@ -49,6 +49,8 @@ pub struct ControllerImage {
     pub incarnation: String,
     /// The session that the key is bound to.
     pub session: Option<SessionId>,
+    /// Where it takes the commands of other processes.
+    pub endpoint: Option<Address>,
 }
 
 /// A registered broker.
@@ -326,6 +328,7 @@ impl ClusterImage {
                     epoch: ControllerEpoch::new(entry.create_revision.value()),
                     incarnation: value.incarnation,
                     session: entry.session,
+                    endpoint: value.endpoint,
                 }));
             }
             Some(Key::Broker(id)) => {

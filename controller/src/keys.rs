@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! cluster                  {"cluster_id":"…"}
-//! controller               {"node_id":1,"incarnation":"…","session":"1f"}            session-bound
+//! controller               {"node_id":1,"incarnation":"…","session":"1f",…}          session-bound
 //! brokers/1                {"incarnation":"…","endpoints":[…],"rack":"a",…}          session-bound
 //! admitted/1               {"broker_epoch":12,"boot_id":"…",…}
 //! topics/orders            {"topic_id":"…","partitions":300}
@@ -172,6 +172,18 @@ pub struct ControllerValue {
     pub incarnation: String,
     /// The session the key is bound to, for whoever has to revoke it.
     pub session: String,
+    /// Where other processes send what only the controller may decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Address>,
+}
+
+/// Where a process listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Address {
+    /// The host.
+    pub host: String,
+    /// The port.
+    pub port: u16,
 }
 
 /// The value of `brokers/ID`: what a broker says about itself when it starts.

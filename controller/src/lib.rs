@@ -14,6 +14,8 @@ mod election;
 mod error;
 pub mod image;
 pub mod keys;
+mod remote;
+mod rpc;
 mod service;
 pub mod settings;
 pub mod store;
@@ -21,4 +23,4 @@ mod transactions;
 
 pub use controller::{Campaign, Controller, ControllerOptions};
 pub use error::ControllerError;
-pub use keys::{BrokerValue as Registration, Endpoint};
+pub use keys::{Address, BrokerValue as Registration, Endpoint};

@@ -29,11 +29,12 @@ use yuxi_protocol::ids::{BrokerEpoch, ControllerEpoch};
 
 use crate::{
     Campaign, ControllerError, ControllerOptions,
-    command::Command,
+    command::Asked,
     decide::{brokers, topics::random_topic_id},
     election::{Candidate, Seal, Session},
     image::ClusterImage,
     keys::{BrokerValue, ClusterValue, Key, print_value},
+    remote::Remote,
     store::{
         Batch, Commit, Guard, MetadataStore, Operation, Revision, Snapshot, StoreError,
         Transaction, Watch, WatchEvent,
@@ -52,7 +53,7 @@ const REGISTRATION_TTLS: u32 = 2;
 
 /// What the handle sends.
 pub(crate) enum Request {
-    Command(Command),
+    Command(Asked),
     Register(BrokerValue, Registered),
     Stop(oneshot::Sender<()>),
 }
@@ -64,6 +65,7 @@ pub(crate) async fn start<S: MetadataStore>(
     store: S,
     options: ControllerOptions,
     requests: mpsc::Receiver<Request>,
+    way_back: mpsc::WeakSender<Request>,
 ) -> Result<watch::Receiver<Arc<ClusterImage>>, ControllerError> {
     let (snapshot, batches) = read(store.clone()).await?;
     let image = ClusterImage::from_snapshot(&snapshot)?;
@@ -73,11 +75,19 @@ pub(crate) async fn start<S: MetadataStore>(
         None => StdRng::from_os_rng(),
     };
     let (image, receiver) = watch::channel(Arc::new(image));
+    let candidate = Candidate {
+        node_id: options.node_id,
+        incarnation: format!("{:016x}", random.next_u64()),
+        endpoint: options.endpoint.clone(),
+    };
     let service = Service {
-        candidate: Candidate {
-            node_id: options.node_id,
-            incarnation: format!("{:016x}", random.next_u64()),
-        },
+        remote: Remote::new(
+            candidate.node_id,
+            candidate.incarnation.clone(),
+            receiver.clone(),
+            way_back,
+        ),
+        candidate,
         store,
         options,
         random,
@@ -101,6 +111,8 @@ struct Service<S> {
     store: S,
     options: ControllerOptions,
     candidate: Candidate,
+    /// Where commands go that this process may not decide.
+    remote: Remote,
     random: StdRng,
     image: watch::Sender<Arc<ClusterImage>>,
     /// `None` when the image has to be read anew.
@@ -116,7 +128,7 @@ struct Service<S> {
     /// The last revision that this process committed.
     committed: Revision,
     /// Commands whose changes are committed, with the revision they are visible from.
-    unseen: VecDeque<(Revision, Command)>,
+    unseen: VecDeque<(Revision, Asked)>,
     /// The reign in which every partition was compared with the live brokers, as they
     /// still are.
     reconciled: Option<ControllerEpoch>,
@@ -166,7 +178,7 @@ enum Cause {
     Campaign,
     Resign,
     Reconcile,
-    Command(Command),
+    Command(Asked),
 }
 
 impl<S: MetadataStore> Service<S> {
@@ -180,7 +192,7 @@ impl<S: MetadataStore> Service<S> {
                 Event::SessionKept => {}
                 Event::SessionLost => self.session = None,
                 Event::Timer => self.timer(),
-                Event::Request(Some(Request::Command(command))) => self.command(command),
+                Event::Request(Some(Request::Command(asked))) => self.decide(asked, 0),
                 Event::Request(Some(Request::Register(value, reply))) => {
                     self.register(value, reply);
                 }
@@ -401,14 +413,14 @@ impl<S: MetadataStore> Service<S> {
         task.in_doubt = false;
         if !task.transactions.is_empty() {
             self.task = Some(task);
-        } else if let Cause::Command(command) = task.cause {
-            self.unseen.push_back((revision, command));
+        } else if let Cause::Command(asked) = task.cause {
+            self.unseen.push_back((revision, asked));
         }
     }
 
     fn failed(&mut self, task: Task, error: ControllerError) {
         match task.cause {
-            Cause::Command(command) => command.finish(Err(error)),
+            Cause::Command(asked) => asked.finish(Err(error)),
             Cause::Reconcile => self.reconciled = None,
             // The image still asks for these.
             Cause::Found | Cause::Register | Cause::Campaign | Cause::Resign => {}
@@ -436,7 +448,7 @@ impl<S: MetadataStore> Service<S> {
         if !task.in_doubt {
             // It was refused; the image says what to do instead.
             match task.cause {
-                Cause::Command(command) => self.decide(command, task.attempts),
+                Cause::Command(asked) => self.decide(asked, task.attempts),
                 Cause::Reconcile => self.reconciled = None,
                 Cause::Found | Cause::Register | Cause::Campaign | Cause::Resign => {}
             }
@@ -486,11 +498,11 @@ impl<S: MetadataStore> Service<S> {
 
     fn answer_what_is_visible(&mut self) {
         let image = Arc::clone(&self.image.borrow());
-        while let Some((_, command)) = self
+        while let Some((revision, asked)) = self
             .unseen
             .pop_front_if(|(revision, _)| *revision <= image.revision())
         {
-            command.finish(Ok(()));
+            asked.finish(Ok(revision));
         }
         let Some(registration) = &mut self.registration else {
             return;
@@ -504,29 +516,39 @@ impl<S: MetadataStore> Service<S> {
         }
     }
 
-    fn command(&mut self, command: Command) {
-        match &self.trouble {
-            Some((_, error)) => command.finish(Err(error.clone())),
-            None => self.decide(command, 0),
-        }
-    }
-
-    fn decide(&mut self, mut command: Command, attempts: u32) {
+    fn decide(&mut self, mut asked: Asked, attempts: u32) {
         let image = Arc::clone(&self.image.borrow());
         let session = self.session.as_ref().filter(|session| session.is_alive());
         let seal = session.map(|session| self.candidate.seal(&image, session.id));
         let Some(Seal::Mine(epoch)) = seal else {
-            return command.finish(Err(ControllerError::NotController));
+            return self.pass_on(asked);
         };
-        let changes = command.decide(&image, &self.options.settings, &mut self.random);
+        if let Some((_, error)) = &self.trouble {
+            return asked.finish(Err(error.clone()));
+        }
+        if let Err(error) = asked.check_sender(&image) {
+            return asked.finish(Err(error));
+        }
+        let settings = &self.options.settings;
+        let changes = asked.command.decide(&image, settings, &mut self.random);
         let transactions = pack(changes, epoch);
         if transactions.is_empty() {
-            return command.finish(Ok(()));
+            return asked.finish(Ok(image.revision()));
         }
         self.task = Some(Task {
             attempts,
-            ..Task::new(Cause::Command(command), transactions)
+            ..Task::new(Cause::Command(asked), transactions)
         });
+    }
+
+    /// Has another process decide, unless this one was asked by another already.
+    fn pass_on(&mut self, asked: Asked) {
+        if asked.sender.is_some() {
+            return asked.finish(Err(ControllerError::NotController));
+        }
+        let registration = self.registration.as_ref();
+        let registered = registration.map(|registration| registration.value.incarnation.clone());
+        self.remote.forward(asked, registered);
     }
 
     fn register(&mut self, value: BrokerValue, reply: Registered) {
@@ -544,8 +566,8 @@ impl<S: MetadataStore> Service<S> {
     }
 
     async fn end(&mut self) {
-        for command in mem::take(&mut self.unseen) {
-            command.1.finish(Err(ControllerError::Stopped));
+        for (_, asked) in mem::take(&mut self.unseen) {
+            asked.finish(Err(ControllerError::Stopped));
         }
         if let Some(session) = self.session.take()
             && let Err(error) = self.store.close_session(session.id).await

@@ -154,6 +154,7 @@ async fn broker(store: &FaultyStore) -> Controller {
         node_id: 1.into(),
         settings: Arc::new(settings()),
         session_ttl: Duration::from_secs(10),
+        endpoint: None,
         campaign: Campaign::OnceRegistered,
         cluster_id: None,
         seed: Some(1),
@@ -235,20 +236,20 @@ async fn what_the_store_refuses_is_reported_and_changes_nothing() {
 
 #[tokio::test]
 async fn a_controller_that_was_deposed_changes_nothing_until_it_has_the_seal_again() {
-    let (controller, answer) = create_under(&[("topics/", Fault::Deposed)]).await;
-    assert_eq!(answer, Err(ControllerError::NotController));
-    let mut images = controller.subscribe();
-    images
-        .wait_for(|image| image.controller().is_some())
-        .await
-        .unwrap();
-    assert_eq!(controller.image().topic_count(), 0);
-    // It reconciles first, so this waits its turn rather than being refused.
-    controller
-        .create_topics(vec![topic()], false)
-        .await
-        .remove(0)
-        .unwrap();
+    let store = FaultyStore::new(&[]);
+    let controller = broker(&store).await;
+    let before = controller.image();
+    store
+        .faults
+        .lock()
+        .unwrap()
+        .push_back(("topics/", Fault::Deposed));
+    assert_eq!(create(&controller).await, Ok(()));
+    assert!(store.faults.lock().unwrap().is_empty());
+    let image = controller.image();
+    assert!(image.controller().unwrap().epoch > before.controller().unwrap().epoch);
+    let created = image.topic("t").unwrap().mod_revision.value();
+    assert!(created > image.controller().unwrap().epoch.value());
 }
 
 #[tokio::test]

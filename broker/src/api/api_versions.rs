@@ -48,6 +48,7 @@ fn is_client_software(asked: &ApiVersionsRequest) -> bool {
 fn listing(error: ErrorCode) -> ApiVersionsResponse {
     let api_keys = APIS
         .iter()
+        .filter(|api| api.offered)
         .map(|api| {
             message!(ApiVersion {
                 api_key: api.key,

@@ -2,14 +2,15 @@
 //! told is also counted. One row for each answer.
 
 use yuxi_protocol::messages::{
-    AlterConfigsResponse, ApiVersionsResponse, CreatePartitionsResponse, CreateTopicsResponse,
-    DeleteGroupsResponse, DeleteRecordsResponse, DeleteTopicsResponse, DescribeClusterResponse,
-    DescribeConfigsResponse, DescribeGroupsResponse, DescribeLogDirsResponse,
-    DescribeTopicPartitionsResponse, FetchResponse, FindCoordinatorResponse, HeartbeatResponse,
-    IncrementalAlterConfigsResponse, InitProducerIdResponse, JoinGroupResponse, LeaveGroupResponse,
-    ListConfigResourcesResponse, ListGroupsResponse, ListOffsetsResponse, MetadataResponse,
-    OffsetCommitResponse, OffsetDeleteResponse, OffsetFetchResponse, OffsetForLeaderEpochResponse,
-    ProduceResponse, SyncGroupResponse,
+    AllocateProducerIdsResponse, AlterConfigsResponse, AlterPartitionResponse, ApiVersionsResponse,
+    CreatePartitionsResponse, CreateTopicsResponse, DeleteGroupsResponse, DeleteRecordsResponse,
+    DeleteTopicsResponse, DescribeClusterResponse, DescribeConfigsResponse, DescribeGroupsResponse,
+    DescribeLogDirsResponse, DescribeTopicPartitionsResponse, EnvelopeResponse, FetchResponse,
+    FindCoordinatorResponse, HeartbeatResponse, IncrementalAlterConfigsResponse,
+    InitProducerIdResponse, JoinGroupResponse, LeaveGroupResponse, ListConfigResourcesResponse,
+    ListGroupsResponse, ListOffsetsResponse, MetadataResponse, OffsetCommitResponse,
+    OffsetDeleteResponse, OffsetFetchResponse, OffsetForLeaderEpochResponse, ProduceResponse,
+    SyncGroupResponse,
 };
 
 /// An answer that names the errors it tells.
@@ -71,6 +72,9 @@ errors_told! {
     DeleteGroupsResponse: |answer| each!(answer.results);
     IncrementalAlterConfigsResponse: |answer| each!(answer.responses);
     OffsetDeleteResponse: |answer| each!(answer.topics, partitions).chain([answer.error_code]);
+    AlterPartitionResponse: |answer| each!(answer.topics, partitions).chain([answer.error_code]);
+    EnvelopeResponse: |answer| [answer.error_code];
+    AllocateProducerIdsResponse: |answer| [answer.error_code];
     DescribeClusterResponse: |answer| [answer.error_code];
     ListConfigResourcesResponse: |answer| [answer.error_code];
     DescribeTopicPartitionsResponse: |answer| each!(answer.topics);

@@ -4,7 +4,9 @@
 //! A handler translates the request, makes one call, and translates the answer. What
 //! it may need stands in its [`Context`].
 
+mod allocate_producer_ids;
 mod alter_configs;
+mod alter_partition;
 mod api_versions;
 mod authorized_operations;
 mod config_resource;
@@ -16,6 +18,7 @@ mod describe_cluster;
 mod describe_configs;
 mod describe_log_dirs;
 mod describe_topic_partitions;
+mod envelope;
 mod errors_told;
 pub(crate) mod fetch;
 mod find_coordinator;
@@ -98,6 +101,8 @@ pub(crate) struct Api {
     pub(crate) min: i16,
     pub(crate) max: i16,
     pub(crate) order: Order,
+    /// Whether clients are told of it. What brokers ask of the controller is for them alone.
+    pub(crate) offered: bool,
     pub(crate) start: fn(Request) -> Started,
 }
 
@@ -186,9 +191,27 @@ pub(crate) static APIS: &[Api] = &[
     api::<messages::OffsetDeleteRequest>("OffsetDelete", 0, Order::InTurn, |request| {
         later(request, group::delete_offsets)
     }),
+    between_brokers(api::<messages::AlterPartitionRequest>(
+        "AlterPartition",
+        3,
+        Order::Pipelined,
+        |request| later(request, alter_partition::handle),
+    )),
+    between_brokers(api::<messages::EnvelopeRequest>(
+        "Envelope",
+        0,
+        Order::Pipelined,
+        |request| later(request, envelope::handle),
+    )),
     api::<messages::DescribeClusterRequest>("DescribeCluster", 2, Order::InTurn, |request| {
         at_once(request, describe_cluster::handle)
     }),
+    between_brokers(api::<messages::AllocateProducerIdsRequest>(
+        "AllocateProducerIds",
+        0,
+        Order::Pipelined,
+        |request| later(request, allocate_producer_ids::handle),
+    )),
     api::<messages::ListConfigResourcesRequest>(
         "ListConfigResources",
         1,
@@ -220,8 +243,15 @@ const fn api<R: KafkaRequest>(
         min: known.min().value(),
         max,
         order,
+        offered: true,
         start,
     }
+}
+
+/// An API that only the brokers of the cluster use among themselves.
+const fn between_brokers(mut api: Api) -> Api {
+    api.offered = false;
+    api
 }
 
 /// The API that a request names, if it is served in that version.

@@ -2,6 +2,7 @@
 //! that it is still the leader, that nothing changed in between and that each member is
 //! alive in the incarnation that the leader saw, and writes it (I5, I7; KIP-497, 841, 903).
 
+use serde::{Deserialize, Serialize};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, LeaderEpoch, PartitionId, TopicId};
 
 use super::{
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// What one broker proposes for the partitions that it leads.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct IsrProposals {
     /// The leader.
     pub broker: BrokerId,
@@ -28,7 +29,7 @@ pub struct IsrProposals {
 }
 
 /// What a leader proposes for one partition.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct IsrProposal {
     /// The topic.
     pub topic: TopicId,

@@ -1,6 +1,7 @@
 //! Blocks of producer ids. No id is ever given out twice: the next free one is
 //! moved on by compare-and-swap before the block is handed over (KIP-730).
 
+use serde::{Deserialize, Serialize};
 use yuxi_protocol::ids::ProducerId;
 
 use super::ChangeSet;
@@ -14,7 +15,7 @@ use crate::{
 pub const PRODUCER_ID_BLOCK_SIZE: i32 = 1000;
 
 /// Consecutive producer ids that belong to whoever asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProducerIdBlock {
     /// The first of them.
     pub first: ProducerId,
