@@ -41,9 +41,10 @@ use std::{
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::Instant};
 use yuxi_controller::{
-    Address, Campaign, Controller, ControllerError, ControllerOptions, Registration, keys,
+    Address, Campaign, Controller, ControllerError, ControllerOptions, Registration,
+    keys::{self, Key, ValueError},
     settings::{HostPort, Listener, ServerSettings},
-    store::{EmbeddedStore, MetadataStore, StoreError},
+    store::{EmbeddedStore, EtcdOptions, EtcdStore, MetadataStore, StoreError},
 };
 use yuxi_log::{CleanShutdown, LogDir, LogDirError, MetaProperties};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, TopicId};
@@ -51,9 +52,6 @@ use yuxi_protocol::ids::{BrokerEpoch, BrokerId, TopicId};
 /// A session of the embedded store lives and dies with this process, so it is only made
 /// long enough that a suspended machine does not end it.
 const EMBEDDED_SESSION: Duration = Duration::from_hours(24 * 365);
-
-/// How long a broker of a cluster may be silent before it is taken for dead.
-const SHARED_SESSION: Duration = Duration::from_secs(9);
 
 /// How long a broker of this process that has ended may need to let go of its store.
 const LETTING_GO: Duration = Duration::from_secs(5);
@@ -85,8 +83,23 @@ pub enum StartError {
         error: io::Error,
     },
     /// The metadata store cannot be used.
-    #[error("the metadata store: {0}")]
+    #[error(transparent)]
     Store(#[from] StoreError),
+    /// What the metadata store holds cannot be read.
+    #[error(transparent)]
+    Stored(#[from] ValueError),
+    /// The data directory is of a cluster, and the metadata store holds none.
+    #[error(
+        "{path} belongs to cluster {cluster_id}, and the metadata store holds no cluster: correct \
+         etcd.endpoints and etcd.prefix, or set another log.dirs",
+        path = path.display()
+    )]
+    NoCluster {
+        /// The directory.
+        path: PathBuf,
+        /// The cluster in its `meta.properties`.
+        cluster_id: String,
+    },
     /// A data directory written by another broker cannot be taken over.
     #[error("the topics in the data directory: {0}")]
     Adoption(String),
@@ -121,14 +134,19 @@ impl std::fmt::Debug for Broker {
 }
 
 impl Broker {
-    /// Starts a broker that is a cluster by itself, with a metadata store in its data
-    /// directory, and returns once it serves clients. Needs a tokio runtime, and must be
-    /// the only one on its data directory.
+    /// Starts a broker of the cluster that the etcd of `etcd.endpoints` holds, or, if that is
+    /// not set, one that is a cluster by itself, with a metadata store in its data directory.
+    /// Returns once it serves clients. Needs a tokio runtime, and must be the only one on its
+    /// data directory.
     pub async fn start(settings: ServerSettings) -> Result<Self, StartError> {
         let opened = Opened::new(settings).await?;
+        if let Some(etcd) = EtcdOptions::from_settings(&opened.settings) {
+            let store = Box::pin(EtcdStore::connect(etcd)).await?;
+            return Box::pin(Self::run(opened, store, StoreKind::Shared)).await;
+        }
         let store = open_store(opened.directory.path()).await?;
         let adopt = store.read("").await?.entries.is_empty();
-        Self::run(opened, store, StoreKind::Private { adopt }).await
+        Box::pin(Self::run(opened, store, StoreKind::Private { adopt })).await
     }
 
     /// As [`Broker::start`], as one broker of the cluster that `store` holds. A store in
@@ -137,7 +155,8 @@ impl Broker {
         settings: ServerSettings,
         store: impl MetadataStore,
     ) -> Result<Self, StartError> {
-        Self::run(Opened::new(settings).await?, store, StoreKind::Shared).await
+        let opened = Opened::new(settings).await?;
+        Box::pin(Self::run(opened, store, StoreKind::Shared)).await
     }
 
     async fn run(
@@ -166,12 +185,17 @@ impl Broker {
         let shutdown = mark
             .read()
             .map_err(in_directory(CleanShutdown::FILE_NAME))?;
+        if kind == StoreKind::Shared
+            && let Some(stored) = &stored
+        {
+            check_cluster(&store, &directory, stored).await?;
+        }
         let controller = Controller::start(
             store,
             ControllerOptions {
                 node_id: broker_id,
                 settings: Arc::new(settings.clone()),
-                session_ttl: kind.session_ttl(),
+                session_ttl: kind.session_ttl(&settings),
                 endpoint: Some(advertised_address(&settings, address.port())),
                 campaign: Campaign::OnceRegistered,
                 cluster_id: stored.map(|stored| stored.cluster_id),
@@ -179,6 +203,15 @@ impl Broker {
             },
         )
         .await?;
+        directory.claim(&MetaProperties {
+            cluster_id: controller
+                .image()
+                .cluster_id()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            node_id: broker_id,
+            directory_id: Some(directory_id),
+        })?;
         let broker_epoch = controller
             .register_broker(Registration {
                 incarnation: uuid::Uuid::new_v4().to_string(),
@@ -191,14 +224,6 @@ impl Broker {
             })
             .await?;
         let image = controller.image();
-        directory.claim(&MetaProperties {
-            cluster_id: image
-                .cluster_id()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            node_id: broker_id,
-            directory_id: Some(directory_id),
-        })?;
         let replicas =
             Replicas::new(broker_id, directory, shutdown.is_some()).map_err(|error| {
                 StartError::File {
@@ -358,16 +383,45 @@ enum StoreKind {
 }
 
 impl StoreKind {
-    fn session_ttl(self) -> Duration {
+    fn session_ttl(self, settings: &ServerSettings) -> Duration {
         match self {
             Self::Private { .. } => EMBEDDED_SESSION,
-            Self::Shared => SHARED_SESSION,
+            Self::Shared => Duration::from_millis(
+                u64::try_from(settings.broker_session_timeout_ms).unwrap_or(0),
+            ),
         }
     }
 
     fn adopts(self) -> bool {
         matches!(self, Self::Private { adopt: true })
     }
+}
+
+/// Makes sure that the data directory is of the cluster in the store, before anything is
+/// written there: a mistyped prefix must not found another cluster, in which every
+/// partition of this one is a stray.
+async fn check_cluster(
+    store: &impl MetadataStore,
+    directory: &LogDir,
+    stored: &MetaProperties,
+) -> Result<(), StartError> {
+    let key = Key::Cluster.to_string();
+    let snapshot = store.read(&key).await?;
+    let Some(entry) = snapshot.entries.iter().find(|entry| *entry.key == key) else {
+        return Err(StartError::NoCluster {
+            path: directory.path().to_owned(),
+            cluster_id: stored.cluster_id.clone(),
+        });
+    };
+    let expected = keys::parse_cluster(&key, &entry.value)?.cluster_id;
+    if expected == stored.cluster_id {
+        return Ok(());
+    }
+    Err(StartError::Directory(LogDirError::OtherCluster {
+        path: directory.path().to_owned(),
+        stored: stored.cluster_id.clone(),
+        expected,
+    }))
 }
 
 /// Opens the store in a directory that is locked by this broker: if another has it open,

@@ -114,9 +114,9 @@ impl ControllerError {
             | Self::Store(
                 StoreError::Unavailable(_) | StoreError::Unknown(_) | StoreError::SessionLost,
             ) => ErrorCode::RequestTimedOut,
-            Self::Store(StoreError::Damaged(_)) | Self::Image(_) | Self::ProducerIdsExhausted => {
-                ErrorCode::UnknownServerError
-            }
+            Self::Store(StoreError::Damaged(_) | StoreError::Denied(_))
+            | Self::Image(_)
+            | Self::ProducerIdsExhausted => ErrorCode::UnknownServerError,
         }
     }
 }

@@ -14,9 +14,9 @@ use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ControllerEpoch, PartitionId, To
 
 use crate::{
     keys::{
-        Address, AdmissionValue, BrokerValue, ClusterValue, ConfigScope, ConfigValue,
-        ControllerValue, Key, PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue, TopicValue,
-        ValueError, parse_partitions, parse_value,
+        Address, AdmissionValue, BrokerValue, ConfigScope, ConfigValue, ControllerValue, Key,
+        PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue, TopicValue, ValueError,
+        parse_cluster, parse_partitions, parse_value,
     },
     store::{Batch, Change, Entry, Revision, SessionId, Snapshot},
 };
@@ -118,6 +118,14 @@ impl ClusterImage {
     pub fn from_snapshot(snapshot: &Snapshot) -> Result<Self, ValueError> {
         let mut image = Self::default();
         let mut touched = BTreeSet::new();
+        // In a newer layout the other keys may be anything.
+        let cluster = snapshot
+            .entries
+            .iter()
+            .find(|entry| Key::parse(&entry.key) == Some(Key::Cluster));
+        if let Some(entry) = cluster {
+            parse_cluster(&entry.key, &entry.value)?;
+        }
         for entry in &snapshot.entries {
             image.put(entry, &mut touched)?;
         }
@@ -318,7 +326,7 @@ impl ClusterImage {
         match Key::parse(&entry.key) {
             None => {}
             Some(Key::Cluster) => {
-                let value: ClusterValue = parse_value(&entry.key, &entry.value)?;
+                let value = parse_cluster(&entry.key, &entry.value)?;
                 self.cluster_id = Some(value.cluster_id.into());
             }
             Some(Key::Controller) => {

@@ -51,6 +51,35 @@ fn states(chunk: u32, count: usize, leader: i32) -> Bytes {
 }
 
 #[test]
+fn a_newer_layout_is_refused_before_anything_else_is_read() {
+    let snapshot = |cluster: &'static str| Snapshot {
+        revision: Revision::new(2),
+        entries: vec![
+            entry(&Key::Admission(id(1)), "of another kind".into(), 1),
+            entry(&Key::Cluster, cluster.into(), 2),
+        ],
+    };
+    let error = ClusterImage::from_snapshot(&snapshot(r#"{"cluster_id":"c","layout":2}"#));
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("layout 2") && error.contains("newer"),
+        "{error}"
+    );
+    let known = snapshot(r#"{"cluster_id":"c","layout":1}"#);
+    let error = ClusterImage::from_snapshot(&known).unwrap_err().to_string();
+    assert!(error.contains("admitted/1"), "{error}");
+    let batch = |cluster: &'static str| put(&Key::Cluster, cluster.into(), 1);
+    let image = ClusterImage::default();
+    assert!(
+        image
+            .advanced_by(&batch(r#"{"cluster_id":"c","layout":2}"#))
+            .is_err()
+    );
+    // Those written before layouts had numbers are of the first.
+    assert!(image.advanced_by(&batch(r#"{"cluster_id":"c"}"#)).is_ok());
+}
+
+#[test]
 fn a_topic_and_its_states_may_come_in_any_order() {
     let t = Key::Topic("t".into());
     let [first, second] = [0, 1].map(|chunk| Key::Partitions(topic_id(1), chunk));

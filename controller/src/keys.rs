@@ -3,7 +3,7 @@
 //! `etcdctl get --prefix /yuxi/` can be read beside this page.
 //!
 //! ```text
-//! cluster                  {"cluster_id":"…"}
+//! cluster                  {"cluster_id":"…","layout":1}
 //! controller               {"node_id":1,"incarnation":"…","session":"1f",…}          session-bound
 //! brokers/1                {"incarnation":"…","endpoints":[…],"rack":"a",…}          session-bound
 //! admitted/1               {"broker_epoch":12,"boot_id":"…",…}
@@ -27,6 +27,10 @@ use yuxi_protocol::ids::{BrokerEpoch, BrokerId, LeaderEpoch, ProducerId, TopicId
 /// How many partitions of a topic share one key, so that the death of a broker
 /// costs few transactions.
 pub const PARTITIONS_PER_CHUNK: usize = 128;
+
+/// The layout of the keys and values that this version reads and writes. A version that
+/// older ones can't work beside writes a higher number to `cluster`, and they refuse.
+pub const LAYOUT: u32 = 1;
 
 /// A key of the metadata store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -161,6 +165,30 @@ pub fn print_value<T: Serialize>(value: &T) -> Bytes {
 pub struct ClusterValue {
     /// Chosen at random when the cluster was first started, spelled as Kafka does.
     pub cluster_id: String,
+    /// The layout of all that stands in the store.
+    #[serde(default = "first_layout")]
+    pub layout: u32,
+}
+
+/// That of the stores that don't say.
+const fn first_layout() -> u32 {
+    1
+}
+
+/// Reads the value of `cluster`, and refuses a layout that this version doesn't know.
+pub fn parse_cluster(key: &str, value: &[u8]) -> Result<ClusterValue, ValueError> {
+    let cluster: ClusterValue = parse_value(key, value)?;
+    if cluster.layout > LAYOUT {
+        return Err(ValueError::new(
+            key,
+            format_args!(
+                "a newer version of Yuxi has written layout {}, and this one knows layouts up to \
+                 {LAYOUT}: run the newer version",
+                cluster.layout
+            ),
+        ));
+    }
+    Ok(cluster)
 }
 
 /// The value of `controller`.

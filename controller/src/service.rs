@@ -33,7 +33,7 @@ use crate::{
     decide::{brokers, topics::random_topic_id},
     election::{Candidate, Seal, Session},
     image::ClusterImage,
-    keys::{BrokerValue, ClusterValue, Key, print_value},
+    keys::{BrokerValue, ClusterValue, Key, LAYOUT, print_value},
     remote::Remote,
     store::{
         Batch, Commit, Guard, MetadataStore, Operation, Revision, Snapshot, StoreError,
@@ -434,9 +434,12 @@ impl<S: MetadataStore> Service<S> {
     }
 
     fn read_anew(&mut self, snapshot: &Snapshot, batches: Watch) {
-        let image = match ClusterImage::from_snapshot(snapshot) {
+        let image = match ClusterImage::from_snapshot(snapshot)
+            .map_err(ControllerError::from)
+            .and_then(|image| self.of_this_cluster(image))
+        {
             Ok(image) => image,
-            Err(error) => return self.rest(error.into()),
+            Err(error) => return self.rest(error),
         };
         self.batches = Some(batches);
         // A store that was put back from a backup may be behind what it once said.
@@ -480,12 +483,29 @@ impl<S: MetadataStore> Service<S> {
         if batch.revision <= image.revision() {
             return;
         }
-        match image.advanced_by(batch) {
+        match image
+            .advanced_by(batch)
+            .map_err(ControllerError::from)
+            .and_then(|image| self.of_this_cluster(image))
+        {
             Ok(next) => self.publish(next),
             Err(error) => {
                 self.batches = None;
-                self.rest(error.into());
+                self.rest(error);
             }
+        }
+    }
+
+    /// Refuses an image of another cluster, or of none: in a store that was emptied, every
+    /// topic would seem to be deleted.
+    fn of_this_cluster(&self, image: ClusterImage) -> Result<ClusterImage, ControllerError> {
+        let known = self.image.borrow().cluster_id().cloned();
+        match known {
+            Some(known) if image.cluster_id() != Some(&known) => {
+                let why = format!("it no longer holds cluster {known}: put its data back");
+                Err(StoreError::Damaged(why).into())
+            }
+            _ => Ok(image),
         }
     }
 
@@ -604,6 +624,7 @@ fn found_cluster(cluster_id: &str) -> Transaction {
             key,
             value: print_value(&ClusterValue {
                 cluster_id: cluster_id.to_owned(),
+                layout: LAYOUT,
             }),
             session: None,
         }],

@@ -296,3 +296,27 @@ async fn the_start_survives_lost_answers_too() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_store_that_has_lost_the_cluster_is_not_followed() {
+    let store = FaultyStore::new(&[]);
+    let controller = broker(&store).await;
+    create(&controller).await.unwrap();
+    let deletes = ["cluster", "topics/t"].map(|key| Operation::Delete {
+        key: key.to_owned(),
+    });
+    let emptied = Transaction {
+        guards: Vec::new(),
+        operations: deletes.into(),
+    };
+    store.store.commit(emptied).await.unwrap();
+    let refusing = async {
+        while !matches!(
+            create(&controller).await,
+            Err(ControllerError::Store(StoreError::Damaged(_)))
+        ) {}
+    };
+    let refused = tokio::time::timeout(Duration::from_secs(10), refusing).await;
+    refused.expect("refused in time");
+    assert_eq!(controller.image().topic_count(), 1);
+}

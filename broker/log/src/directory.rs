@@ -34,8 +34,8 @@ pub enum LogDirError {
     },
     /// It is another cluster's.
     #[error(
-        "{path} belongs to cluster {stored}, and this broker to {expected}: \
-         set another log.dirs, or empty the directory",
+        "{path} belongs to cluster {stored}, and the metadata store to cluster {expected}: \
+         set another log.dirs, or empty the directory, or correct etcd.endpoints and etcd.prefix",
         path = path.display()
     )]
     OtherCluster {

@@ -122,7 +122,7 @@ fn answer(config: DescribedConfig, wants: &Wants) -> DescribeConfigsResourceResu
         .map(|synonym| {
             message!(DescribeConfigsSynonym {
                 name: synonym.name.into(),
-                value: Some(synonym.value.as_str().into()),
+                value: (!config.is_sensitive()).then(|| synonym.value.as_str().into()),
                 source: synonym.source as i8,
             })
         })
@@ -131,7 +131,7 @@ fn answer(config: DescribedConfig, wants: &Wants) -> DescribeConfigsResourceResu
         name: config.name.into(),
         read_only: config.read_only,
         config_source: config.source as i8,
-        is_sensitive: false,
+        is_sensitive: config.is_sensitive(),
         synonyms,
         config_type: if wants.types { config.kind as i8 } else { 0 },
         documentation: wants

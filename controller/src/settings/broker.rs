@@ -8,7 +8,7 @@
 //!
 //! Invariant: every typed field has passed its row's type and range.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use super::{
     describe::Source,
@@ -19,8 +19,8 @@ use super::{
         Setting, Update,
     },
     value::{
-        CleanupPolicy, CompressionType, Directory, HostPort, Listener, LogFormat, LogLevel,
-        SettingValue, TimestampType,
+        CleanupPolicy, CompressionType, Directory, EtcdEndpoints, File, HostPort, Listener,
+        LogFormat, LogLevel, Password, SettingValue, TimestampType,
     },
 };
 
@@ -98,6 +98,37 @@ server_settings! {
         /// Empty serves them nowhere. There is no authentication, so name a loopback or an
         /// inside address, such as 127.0.0.1:9644.
         admin_listener: Option<HostPort> = "admin.listener", None, Any, AtStart;
+    }
+    "The cluster's etcd" {
+        /// The members of the etcd that holds the cluster's metadata, as http://HOST:PORT or
+        /// https://HOST:PORT with commas between them; one is used at a time, and the next when
+        /// that one fails. If it is not set, the broker keeps its metadata in its data directory
+        /// and is a complete cluster by itself.
+        etcd_endpoints: Option<EtcdEndpoints> = "etcd.endpoints", None, Any, AtStart;
+        /// What all keys of this cluster begin with in etcd, so that several clusters can share
+        /// one. It must be the same on every broker of the cluster.
+        etcd_prefix: String = "etcd.prefix", Some("/yuxi/default/"), Any, AtStart;
+        /// The user as whom the broker uses etcd, where etcd's authentication is enabled. It
+        /// needs to read and write the keys under `etcd.prefix`.
+        etcd_user: Option<String> = "etcd.user", None, Any, AtStart;
+        /// The password of `etcd.user`.
+        etcd_password: Option<Password> = "etcd.password", None, Any, AtStart;
+        /// A PEM file with the certificate of the authority that etcd's certificates are to be
+        /// signed by. https endpoints need it.
+        etcd_tls_ca: Option<File> = "etcd.tls.ca", None, Any, AtStart;
+        /// A PEM file with the certificate that the broker shows to etcd, where etcd asks for one
+        /// (--client-cert-auth).
+        etcd_tls_certificate: Option<File> = "etcd.tls.certificate", None, Any, AtStart;
+        /// A PEM file with the private key to `etcd.tls.certificate`.
+        etcd_tls_key: Option<File> = "etcd.tls.key", None, Any, AtStart;
+        /// How long a member of etcd may take to answer before the next one is asked.
+        etcd_request_timeout_ms: i32 =
+            "etcd.request.timeout.ms", Some("2000"), AtLeast(1), AtStart;
+        /// How long the broker may be out of touch with etcd before the cluster takes it for
+        /// dead. etcd counts whole seconds, and at least 2. Has no effect without
+        /// `etcd.endpoints`.
+        broker_session_timeout_ms: i32 =
+            "broker.session.timeout.ms", Some("9000"), AtLeast(1), AtStart;
     }
     "Data" {
         /// The directory that holds the partitions. Takes precedence over `log.dir`. One
@@ -296,11 +327,18 @@ server_settings! {
 }
 
 /// What the settings were given as, each layer taking precedence over the next.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 struct Layers {
     broker: BTreeMap<String, String>,
     cluster_defaults: BTreeMap<String, String>,
     fixed: BTreeMap<String, String>,
+}
+
+/// Without the texts: one of them may be a password.
+impl fmt::Debug for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Layers").finish_non_exhaustive()
+    }
 }
 
 impl Layers {
@@ -426,7 +464,55 @@ impl ServerSettings {
                 self.queued_max_request_bytes
             ));
         }
+        found.extend(self.etcd_conflicts());
         found.into_iter().map(Problem::Conflict).collect()
+    }
+}
+
+impl ServerSettings {
+    fn etcd_conflicts(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let Some(endpoints) = &self.etcd_endpoints else {
+            return found;
+        };
+        if endpoints.are_encrypted() && self.etcd_tls_ca.is_none() {
+            found.push(
+                "etcd.endpoints has https and etcd.tls.ca is not set: name the PEM file of the \
+                 authority that signed etcd's certificates"
+                    .to_owned(),
+            );
+        }
+        let given = [
+            ("etcd.tls.ca", &self.etcd_tls_ca),
+            ("etcd.tls.certificate", &self.etcd_tls_certificate),
+            ("etcd.tls.key", &self.etcd_tls_key),
+        ];
+        if let Some((name, _)) = given.iter().find(|(_, file)| file.is_some())
+            && !endpoints.are_encrypted()
+        {
+            found.push(format!(
+                "{name} has no effect with http in etcd.endpoints: use https, or remove it"
+            ));
+        }
+        if self.etcd_tls_certificate.is_some() != self.etcd_tls_key.is_some() {
+            found.push(
+                "etcd.tls.certificate and etcd.tls.key belong together: set both, or neither"
+                    .to_owned(),
+            );
+        }
+        if self.etcd_user.is_some() != self.etcd_password.is_some() {
+            found.push(
+                "etcd.user and etcd.password belong together: set both, or neither".to_owned(),
+            );
+        }
+        if self.etcd_request_timeout_ms > self.broker_session_timeout_ms / 2 {
+            found.push(format!(
+                "etcd.request.timeout.ms={} is more than half of broker.session.timeout.ms={}: one \
+                 silent member of etcd would cost the broker its session",
+                self.etcd_request_timeout_ms, self.broker_session_timeout_ms
+            ));
+        }
+        found
     }
 }
 

@@ -25,12 +25,12 @@ pub enum Source {
     Default = 5,
 }
 
-/// One setting with its value. None of them is a secret yet, so nothing is hidden.
+/// One setting with its value; that of a secret is hidden.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DescribedConfig {
     /// The setting's name.
     pub name: &'static str,
-    /// Its value; `None` if it is not set and has no default.
+    /// Its value; `None` if it is not set and has no default, or is a secret.
     pub value: Option<String>,
     /// Where the value comes from.
     pub source: Source,
@@ -130,9 +130,14 @@ fn synonyms(
 
 impl ConfigSynonym {
     fn new(row: &'static Setting, text: &str, source: Source) -> Self {
+        let is_secret = row.kind == Kind::Password;
         Self {
             name: row.name,
-            value: text.trim().to_owned(),
+            value: if is_secret {
+                String::new()
+            } else {
+                text.trim().to_owned()
+            },
             source,
         }
     }
@@ -142,7 +147,7 @@ impl DescribedConfig {
     fn new(row: &'static Setting, value: Option<String>, synonyms: Vec<ConfigSynonym>) -> Self {
         Self {
             name: row.name,
-            value,
+            value: value.filter(|_| row.kind != Kind::Password),
             source: synonyms
                 .first()
                 .map_or(Source::Default, |first| first.source),
@@ -151,6 +156,11 @@ impl DescribedConfig {
             documentation: row.documentation(),
             synonyms,
         }
+    }
+
+    /// Whether its value is not shown.
+    pub fn is_sensitive(&self) -> bool {
+        self.kind == Kind::Password
     }
 
     /// Whether nobody set it: what version 0 of the API reports instead of the source.

@@ -28,6 +28,6 @@ pub use properties::parse_override;
 pub use row::{Kind, Range, Setting, Update};
 pub use topic::TopicSettings;
 pub use value::{
-    CleanupPolicy, CompressionType, Directory, HostPort, Listener, LogFormat, LogLevel,
-    SettingValue, TimestampType,
+    CleanupPolicy, CompressionType, Directory, EtcdEndpoints, File, HostPort, Listener, LogFormat,
+    LogLevel, Password, SettingValue, TimestampType,
 };

@@ -22,7 +22,7 @@ pub(super) const NOT_HERE: &[(&str, &str)] = &[
     ("initial.broker.registration.timeout.ms", NO_QUORUM),
     (
         "zookeeper.",
-        "there is no ZooKeeper; a cluster will use etcd (etcd.endpoints)",
+        "there is no ZooKeeper; a cluster uses etcd (etcd.endpoints)",
     ),
     (
         "inter.broker.",
@@ -77,7 +77,6 @@ pub(super) const NOT_HERE: &[(&str, &str)] = &[
     ("replica.", NO_REPLICATION),
     ("num.replica.fetchers", NO_REPLICATION),
     ("broker.heartbeat.interval.ms", NO_REPLICATION),
-    ("broker.session.timeout.ms", NO_REPLICATION),
     ("auto.leader.rebalance.enable", NO_REPLICATION),
     ("leader.imbalance.", NO_REPLICATION),
     (
@@ -152,11 +151,7 @@ const NO_SHARE_GROUPS: &str = "there are no such groups; remove it";
 const NO_PLUGINS: &str = "there are no Java plug-ins; remove it";
 
 /// Our own settings that this build can't give effect to.
-const NOT_YET: &[(&str, &str)] = &[
-    ("etcd.endpoints", NO_ETCD),
-    ("etcd.prefix", NO_ETCD),
-    ("controller.candidate", NO_ETCD),
-];
+const NOT_YET: &[(&str, &str)] = &[("controller.candidate", NO_ETCD)];
 
 const NO_ETCD: &str = "it needs the etcd metadata store, which this build does not have; without it the broker is \
      a complete cluster of one";
@@ -313,12 +308,10 @@ mod tests {
                 "{name}"
             );
         }
-        for name in ["etcd.endpoints", "controller.candidate"] {
-            assert!(
-                matches!(broker(name), Err(Problem::NotYet { .. })),
-                "{name}"
-            );
-        }
+        assert!(matches!(
+            broker("controller.candidate"),
+            Err(Problem::NotYet { .. })
+        ));
     }
 
     #[test]

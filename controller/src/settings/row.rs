@@ -44,6 +44,8 @@ pub enum Kind {
     Long = 5,
     /// Texts with commas between them; IncrementalAlterConfigs may append to it.
     List = 7,
+    /// A text that DescribeConfigs does not show.
+    Password = 9,
 }
 
 /// Which values of its type a setting accepts.

@@ -124,7 +124,7 @@ fn values_outside_their_range_are_refused() {
         "listeners=SSL://localhost:9093",
         "listeners=PLAINTEXT://a:1,PLAINTEXT://b:2",
         "log.dirs=/a,/b",
-        "etcd.endpoints=http://localhost:2379",
+        "etcd.endpoints=localhost:2379",
         "log.level=loud",
     ] {
         refusal(text);
@@ -167,9 +167,27 @@ fn settings_that_contradict_each_other_are_refused() {
             "socket.request.max.bytes=300000000",
             "queued.max.request.bytes",
         ),
+        ("etcd.endpoints=https://etcd:2379", "etcd.tls.ca"),
+        (
+            "etcd.endpoints=http://etcd:2379\netcd.tls.key=key.pem",
+            "etcd.tls.certificate",
+        ),
+        (
+            "etcd.endpoints=http://etcd:2379\netcd.tls.ca=ca.pem",
+            "https",
+        ),
+        (
+            "etcd.endpoints=http://etcd:2379\netcd.user=yuxi",
+            "etcd.password",
+        ),
+        (
+            "etcd.endpoints=http://etcd:2379\netcd.request.timeout.ms=5000",
+            "broker.session.timeout.ms",
+        ),
     ] {
         assert!(refusal(text).contains(word), "{text}");
     }
+    settings("etcd.endpoints=https://etcd:2379\netcd.tls.ca=ca.pem");
     settings("listeners=PLAINTEXT://:9092\nadvertised.listeners=PLAINTEXT://kafka.example:9092");
 }
 

@@ -319,6 +319,75 @@ impl SettingValue for Directory {
     }
 }
 
+/// A file that is read when the daemon starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File(pub std::path::PathBuf);
+
+impl SettingValue for File {
+    const KIND: Kind = Kind::String;
+    const EXPECTED: &'static str = "a file";
+
+    fn parse(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self(text.into()))
+    }
+}
+
+/// A text that is shown to nobody.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(String);
+
+impl Password {
+    /// The text, for whoever has to prove that it is known here.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl SettingValue for Password {
+    const KIND: Kind = Kind::Password;
+    const EXPECTED: &'static str = "text";
+
+    fn parse(text: &str) -> Option<Self> {
+        Some(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[hidden]")
+    }
+}
+
+/// The members of one etcd, all with encryption or all without.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdEndpoints(pub Vec<String>);
+
+impl EtcdEndpoints {
+    /// Whether they are https.
+    pub fn are_encrypted(&self) -> bool {
+        self.0.iter().any(|url| url.starts_with("https://"))
+    }
+}
+
+impl SettingValue for EtcdEndpoints {
+    const KIND: Kind = Kind::List;
+    const EXPECTED: &'static str =
+        "http://HOST:PORT or https://HOST:PORT, or several of one kind with commas between them";
+
+    fn parse(text: &str) -> Option<Self> {
+        let endpoint = |url: &str| {
+            let url = url.trim().trim_end_matches('/');
+            let (scheme, address) = url.split_once("://")?;
+            let named = HostPort::parse(address).is_some_and(|at| !at.host.is_empty());
+            (named && matches!(scheme, "http" | "https")).then(|| url.to_owned())
+        };
+        let endpoints: Vec<String> = text.split(',').map(endpoint).collect::<Option<_>>()?;
+        let encrypted = endpoints.iter().filter(|url| url.starts_with("https://"));
+        let alike = matches!(encrypted.count(), n if n == 0 || n == endpoints.len());
+        alike.then_some(Self(endpoints))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -356,6 +425,39 @@ mod tests {
         ] {
             assert_eq!(Listener::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn the_members_of_etcd_are_urls_of_one_scheme() {
+        for (text, endpoints) in [
+            ("http://a:2379", vec!["http://a:2379"]),
+            (
+                "https://a:1, https://[::1]:2/",
+                vec!["https://a:1", "https://[::1]:2"],
+            ),
+        ] {
+            let parsed = EtcdEndpoints::parse(text).expect(text);
+            assert_eq!(parsed.0, endpoints, "{text}");
+        }
+        for text in [
+            "",
+            "a:2379",
+            "htp://a:2379",
+            "HTTP://a:2379",
+            "http://a",
+            "http://:2379",
+            "http://a:2379/v3",
+            "http://a:2379,",
+            "http://a:2379,https://b:2379",
+        ] {
+            assert_eq!(EtcdEndpoints::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let password = Password::parse("s3cret").expect("any text");
+        assert!(!format!("{password:?}").contains("s3cret"));
     }
 
     #[test]

@@ -83,7 +83,8 @@ pub(super) async fn a_read_finds_a_prefix_in_key_order_at_one_revision(store: im
     apply(&store, vec![put("b/2", "x"), put("a", "y")]).await;
     let last = apply(&store, vec![put("b/1", "z"), put("c", "w")]).await;
     let snapshot = store.read("b/").await.unwrap();
-    assert_eq!(snapshot.revision, last);
+    // Others may use the same store.
+    assert!(snapshot.revision >= last);
     assert_eq!(keys(&store, "b/").await, ["b/1", "b/2"]);
     assert_eq!(keys(&store, "").await, ["a", "b/1", "b/2", "c"]);
     assert!(keys(&store, "d").await.is_empty());
@@ -125,6 +126,10 @@ pub(super) async fn a_guard_that_fails_leaves_everything_as_it_was(store: impl M
         Guard::Created(key(), second),
         Guard::Modified(absent(), first),
         Guard::Created(absent(), first),
+        // No key is put at revision 0, least of all one that does not exist.
+        Guard::Modified(absent(), Revision::ZERO),
+        Guard::Created(absent(), Revision::ZERO),
+        Guard::Created(key(), Revision::ZERO),
     ];
     for guard in failing {
         // One that holds beside it doesn't help.
@@ -132,7 +137,8 @@ pub(super) async fn a_guard_that_fails_leaves_everything_as_it_was(store: impl M
         let outcome = commit(&store, guards, vec![put("new", "x"), delete("k")]).await;
         assert_eq!(outcome, Commit::Refused, "{guard:?}");
         assert_eq!(keys(&store, "").await, ["k"]);
-        assert_eq!(store.read("").await.unwrap().revision, second);
+        let entry = store.read("k").await.unwrap().entries.remove(0);
+        assert_eq!(entry.mod_revision, second);
     }
     let holding = vec![
         Guard::Absent(absent()),
@@ -282,14 +288,102 @@ pub(super) async fn a_transaction_over_the_limits_is_refused_before_it_is_sent(
             "{outcome:?}"
         );
     }
-    apply(&store, many(MAX_TRANSACTION_OPERATIONS)).await;
+}
+
+pub(super) async fn a_transaction_at_the_limits_is_applied(store: impl MetadataStore) {
+    let absent = (0..MAX_TRANSACTION_OPERATIONS).map(|i| Guard::Absent(format!("n{i}")));
+    let value = "x".repeat(MAX_TRANSACTION_BYTES / MAX_TRANSACTION_OPERATIONS - 8);
+    let puts = (0..MAX_TRANSACTION_OPERATIONS).map(|i| put(&format!("k{i}"), &value));
+    let outcome = commit(&store, absent.collect(), puts.collect()).await;
+    assert!(matches!(outcome, Commit::Applied(_)), "{outcome:?}");
     assert_eq!(keys(&store, "k").await.len(), MAX_TRANSACTION_OPERATIONS);
 }
 
-/// Runs every fact above on a store: `$store` makes an empty one, and `$ttl` is the shortest
-/// session that it can hold.
+/// More than etcd answers at once, or its clients read.
+pub(super) async fn a_read_of_many_large_values_is_whole(store: impl MetadataStore) {
+    const KEYS: usize = 700;
+    let value = "x".repeat(10_000);
+    let all: Vec<String> = (0..KEYS).map(|i| format!("k{i:04}")).collect();
+    for some in all.chunks(100) {
+        apply(&store, some.iter().map(|key| put(key, &value)).collect()).await;
+    }
+    let snapshot = store.read("").await.unwrap();
+    let found: Vec<&str> = snapshot.entries.iter().map(|entry| &*entry.key).collect();
+    assert_eq!(found, all);
+    assert!(snapshot.entries.iter().all(|entry| entry.value == value));
+}
+
+pub(super) async fn a_watch_goes_on_where_another_left_off(store: impl MetadataStore) {
+    let mut after = store.read("").await.unwrap().revision;
+    let mut written = Vec::new();
+    for i in 0..10 {
+        written.push(apply(&store, vec![put("k", &i.to_string())]).await);
+    }
+    let mut seen = Vec::new();
+    while seen.len() < written.len() {
+        let mut watch = store.watch("k", after).await.unwrap();
+        for _ in 0..3 {
+            if seen.len() < written.len() {
+                after = next_batch(&mut watch).await.revision;
+                seen.push(after);
+            }
+        }
+    }
+    assert_eq!(seen, written);
+}
+
+pub(super) async fn watches_that_are_polled_by_turns_lose_nothing(store: impl MetadataStore) {
+    let start = store.read("").await.unwrap().revision;
+    let mut watch = store.watch("", start).await.unwrap();
+    let writer = tokio::spawn({
+        let store = store.clone();
+        async move {
+            let mut written = Vec::new();
+            for i in 0..50 {
+                written.push(apply(&store, vec![put("k", &i.to_string())]).await);
+            }
+            written
+        }
+    });
+    let mut seen = Vec::new();
+    while seen.len() < 50 {
+        // As a loop does that waits for other things too, and gives up each wait.
+        let waited = timeout(Duration::from_micros(200), watch.next()).await;
+        match waited {
+            Ok(Some(Ok(WatchEvent::Batch(batch)))) => seen.push(batch.revision),
+            Ok(other) => panic!("expected a batch, got {other:?}"),
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+    assert_eq!(seen, writer.await.unwrap());
+}
+
+pub(super) async fn a_watch_of_a_past_that_is_forgotten_is_told_so<S, F>(
+    store: S,
+    forget: impl FnOnce(S) -> F,
+) where
+    S: MetadataStore,
+    F: Future<Output = ()>,
+{
+    let start = store.read("").await.unwrap().revision;
+    apply(&store, vec![put("k", "1")]).await;
+    apply(&store, vec![put("k", "2")]).await;
+    forget(store.clone()).await;
+    let mut watch = store.watch("", start).await.unwrap();
+    let event = timeout(DEADLINE, watch.next()).await.expect("in time");
+    assert_eq!(event, Some(Ok(WatchEvent::Compacted)));
+    // Reading again and watching from there works.
+    let now = store.read("").await.unwrap().revision;
+    let mut watch = store.watch("", now).await.unwrap();
+    let next = apply(&store, vec![put("k", "3")]).await;
+    assert_eq!(next_batch(&mut watch).await.revision, next);
+}
+
+/// Runs every fact above on a store: `$store` makes an empty one, which may share its
+/// revisions with others, and `$ttl` is the shortest session that it can hold. `$forgetful` makes one
+/// that shares nothing, and what makes it forget its history.
 macro_rules! metadata_store_contract {
-    ($module:ident, $ttl:expr, $store:expr) => {
+    ($module:ident, $ttl:expr, $store:expr, $forgetful:expr) => {
         mod $module {
             use super::*;
 
@@ -305,7 +399,17 @@ macro_rules! metadata_store_contract {
                 keys_of_a_session_go_when_it_is_closed,
                 nothing_can_be_bound_to_a_session_that_has_ended,
                 a_transaction_over_the_limits_is_refused_before_it_is_sent,
+                a_transaction_at_the_limits_is_applied,
+                a_read_of_many_large_values_is_whole,
+                a_watch_goes_on_where_another_left_off,
+                watches_that_are_polled_by_turns_lose_nothing,
             );
+
+            #[tokio::test]
+            async fn a_watch_of_a_past_that_is_forgotten_is_told_so() {
+                let (store, forget, _guard) = $forgetful;
+                super::a_watch_of_a_past_that_is_forgotten_is_told_so(store, forget).await;
+            }
 
             #[tokio::test]
             async fn a_session_ends_when_it_is_not_kept() {
@@ -325,11 +429,44 @@ macro_rules! metadata_store_contract {
     };
 }
 
-metadata_store_contract!(embedded_in_memory, Duration::from_millis(200), {
-    (EmbeddedStore::in_memory(), ())
-});
+metadata_store_contract!(
+    embedded_in_memory,
+    Duration::from_millis(200),
+    (EmbeddedStore::in_memory(), ()),
+    (EmbeddedStore::in_memory(), push_out_the_past, ())
+);
 
-metadata_store_contract!(embedded_in_a_file, Duration::from_millis(200), {
-    let directory = tempfile::tempdir().unwrap();
-    (EmbeddedStore::open(directory.path()).unwrap(), directory)
-});
+metadata_store_contract!(
+    embedded_in_a_file,
+    Duration::from_millis(200),
+    {
+        let directory = tempfile::tempdir().unwrap();
+        (EmbeddedStore::open(directory.path()).unwrap(), directory)
+    },
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(directory.path()).unwrap();
+        (store, push_out_the_past, directory)
+    }
+);
+
+metadata_store_contract!(
+    in_etcd,
+    Duration::from_secs(2),
+    (etcd::tests::shared_store().await, ()),
+    {
+        let own = etcd::tests::Etcd::start(&[]);
+        let url = own.url();
+        let store = etcd::tests::connect(&own).await;
+        (store, move |_| etcd::tests::compact(url), own)
+    }
+);
+
+/// The embedded store keeps so many revisions. Those of a session cost no sync.
+async fn push_out_the_past(store: EmbeddedStore) {
+    let session = store.open_session(DEADLINE * 10).await.unwrap();
+    for i in 0..5000 {
+        apply(&store, vec![bound("s", &i.to_string(), Some(session))]).await;
+    }
+    store.close_session(session).await.unwrap();
+}

@@ -12,6 +12,7 @@
 
 mod database;
 mod embedded;
+mod etcd;
 
 #[cfg(test)]
 mod contract;
@@ -23,6 +24,7 @@ use futures_util::Stream;
 use serde::{Deserialize, Serialize};
 
 pub use embedded::EmbeddedStore;
+pub use etcd::{EtcdOptions, EtcdStore, EtcdTls};
 
 /// The most operations, and the most guards, that one transaction may carry:
 /// etcd's default `--max-txn-ops`.
@@ -283,6 +285,10 @@ pub enum StoreError {
     /// The store can't be reached or can't write; nothing was changed.
     #[error("the metadata store is unavailable: {0}")]
     Unavailable(String),
+    /// The store does not let this process in, or is not one that it can work with; nothing
+    /// was changed, and trying again is no use until somebody mends it.
+    #[error("the metadata store can't be used: {0}")]
+    Denied(String),
     /// The commit may or may not have been applied.
     #[error("the outcome of a metadata commit is unknown: {0}")]
     Unknown(String),
