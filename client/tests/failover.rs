@@ -14,8 +14,8 @@ use yuxi_client::protocol::ids::TopicPartition;
 use yuxi_client::{ClientConfig, Cluster, Consumer, Error, Record, Start};
 
 /// What a failover may cost beyond the time that the cluster takes to notice: far less
-/// than `request.timeout.ms`, which is 30 seconds.
-const SOON: Duration = Duration::from_secs(5);
+/// than `request.timeout.ms`, which is 30 seconds, or the 10 seconds for a connection.
+const SOON: Duration = Duration::from_secs(9);
 
 fn partition() -> TopicPartition {
     TopicPartition::new(TOPIC, 0)
@@ -214,8 +214,11 @@ async fn what_was_fetched_ahead_and_cut_off_is_never_handed_out() {
         .refresh(&[TOPIC.into()], false)
         .await
         .expect("it answers");
-    read.extend(poll_until(&mut consumer, 4).await.expect("records"));
-    assert_eq!(read, expected(0..6));
+    let producer = producer(&cluster, ONE_RECORD_A_BATCH).await;
+    offsets(enqueue(&producer, 100..110).await).await;
+    read.extend(poll_until(&mut consumer, 14).await.expect("records"));
+    assert_eq!(read[..6], expected(0..6));
+    assert_eq!(read[6..], expected(100..110));
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use yuxi_protocol::record::iter::{Records, SharedBatch, shared_batches};
 
 use super::ConsumerRecord;
 use crate::error::{Error, Result};
+use crate::metadata::ClusterMetadata;
 use crate::offsets::OffsetSpec;
 
 /// A batch may unpack to so many bytes; more is taken for an attack.
@@ -229,9 +230,24 @@ impl Cursor {
         }
     }
 
-    /// Whether there is something to hand out.
-    pub(super) fn has_ready(&self) -> bool {
-        self.current.is_some() || !self.ready.is_empty()
+    /// Whether there is something that may be handed out now.
+    pub(super) fn may_hand_out(
+        &self,
+        metadata: &ClusterMetadata,
+        partition: &TopicPartition,
+    ) -> bool {
+        let has_ready = self.current.is_some() || !self.ready.is_empty();
+        has_ready && !self.paused && self.is_valid(metadata, partition)
+    }
+
+    /// Whether the fetch position was checked against the present leader's log, if there
+    /// is a leader (KIP-320).
+    fn is_valid(&self, metadata: &ClusterMetadata, partition: &TopicPartition) -> bool {
+        let index = partition.partition.value();
+        metadata
+            .partition(&partition.topic, index)
+            .filter(|known| known.leader.is_some())
+            .is_none_or(|known| known.leader_epoch.value() <= self.valid_under)
     }
 
     fn open_next_batch(&mut self) -> bool {

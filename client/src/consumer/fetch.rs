@@ -58,9 +58,6 @@ impl Consumer {
             .values()
             .map(|cursor| cursor.buffered_bytes)
             .sum();
-        if buffered >= TOTAL_AHEAD_BYTES {
-            return;
-        }
         let now = Instant::now();
         let metadata = self.cluster.metadata();
         let mut requests: BTreeMap<BrokerId, (Vec<Asked>, bool)> = BTreeMap::new();
@@ -96,7 +93,7 @@ impl Consumer {
                 unchecked.entry(leader).or_default().push(one);
                 continue;
             }
-            if self.fetching.contains(&leader) {
+            if buffered >= TOTAL_AHEAD_BYTES || self.fetching.contains(&leader) {
                 continue;
             }
             let (asked, left_out) = requests.entry(leader).or_default();

@@ -217,11 +217,9 @@ impl Consumer {
             if !records.is_empty() {
                 return Ok(records);
             }
-            if self
-                .cursors
-                .values()
-                .any(|cursor| cursor.has_ready() && !cursor.paused)
-            {
+            let metadata = self.cluster.metadata();
+            let mut cursors = self.cursors.iter();
+            if cursors.any(|(partition, cursor)| cursor.may_hand_out(&metadata, partition)) {
                 continue;
             }
             self.start_requests();
@@ -318,13 +316,14 @@ impl Consumer {
             .filter(|turn| *turn < count)
             .unwrap_or(0);
         let most = self.config.max_poll_records;
+        let metadata = self.cluster.metadata();
         let (first, then): (Vec<_>, Vec<_>) = self
             .cursors
-            .values_mut()
+            .iter_mut()
             .enumerate()
-            .filter(|(_, cursor)| !cursor.paused && cursor.has_ready())
+            .filter(|(_, (partition, cursor))| cursor.may_hand_out(&metadata, partition))
             .partition(|(at, _)| *at >= self.turn);
-        for (_, cursor) in first.into_iter().chain(then) {
+        for (_, (_, cursor)) in first.into_iter().chain(then) {
             let taken = cursor.take(most - records.len(), &mut records);
             match taken {
                 // What was taken before the bad batch is handed out first.

@@ -81,7 +81,7 @@ pub(crate) async fn poll_until(
     consumer: &mut Consumer,
     count: usize,
 ) -> Result<Vec<String>, Error> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     let mut values = Vec::new();
     while values.len() < count {
         assert!(Instant::now() < deadline, "only {values:?} came");
