@@ -66,7 +66,7 @@ const TICK: Duration = Duration::from_millis(5);
 const OUTSTANDING: usize = 100_000;
 const POLL: Duration = Duration::from_millis(100);
 /// How long the check at the end waits for a partition to give its next record.
-const STALLED: Duration = Duration::from_secs(60);
+const STALLED: Duration = Duration::from_mins(1);
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// What the tasks of a run share.
