@@ -1,6 +1,7 @@
 """Runs real clusters for the demos and the fault suite: an etcd, brokers and controllers as
-processes of their own, on free ports of the loopback, with their data in one temporary
-directory. Whatever is started here is ended here.
+processes of their own, with their data in one temporary directory. Whatever is started here
+is ended here. They are on free ports of the loopback, unless the caller has other places
+for them (faultsuite/network.py: a network namespace for each).
 
 Every command is shown as it could be typed, so that a demo can be read as an account of how
 to run a cluster by hand.
@@ -32,13 +33,15 @@ class Failed(Exception):
     """Something is not as it should be; the message says what."""
 
 
-def prepare():
-    """Builds the binaries unless YUXI_BIN_DIR names them, and sees to it that etcd is there."""
-    packages = ["etcd:etcd-server", "etcdctl:etcd-client"]
-    missing = [package for command, package in (p.split(":") for p in packages) if not shutil.which(command)]
-    script = f"source {REPO}/scripts/setup.sh; setup_build; install_packages {' '.join(missing)}"
-    subprocess.run(["bash", "-euc", script], check=True)
-    if "YUXI_BIN_DIR" in os.environ:
+def prepare(*more):
+    """Builds the binaries unless YUXI_BIN_DIR names them, and sees to it that etcd is there, and
+    whatever else more functions of setup.sh see to."""
+    is_built = "YUXI_BIN_DIR" in os.environ
+    steps = ["setup_cluster", *more] if is_built else ["setup_build", "setup_cluster", *more]
+    done = subprocess.run(["bash", "-euc", f"source {REPO}/scripts/setup.sh; {'; '.join(steps)}"])
+    if done.returncode != 0:
+        raise Failed("this machine lacks what a cluster takes, see above")
+    if is_built:
         return pathlib.Path(os.environ["YUXI_BIN_DIR"])
     print("==> building yuxi-broker, yuxi-controller and yuxi (release)", flush=True)
     subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--workspace", "--bins"], cwd=REPO, check=True)
@@ -53,6 +56,14 @@ def free_ports(count):
     for one in sockets:
         one.close()
     return ports
+
+
+class Loopback:
+    """Where the parties of a cluster run: all on this machine's loopback, on free ports."""
+
+    def place(self, party, usual_port):
+        """The host and port that a party listens on, and what its command is wrapped in."""
+        return "127.0.0.1", free_ports(1)[0], ()
 
 
 def until(condition, what, timeout_s=30.0, every_s=0.01):
@@ -78,10 +89,12 @@ class Process:
         self.environment = {**os.environ, **(environment or {})}
         self.process = None
         self.is_frozen = False
+        # Whether it should be running: false from the moment at which it is told to end.
+        self.is_wanted = False
 
     def start(self):
         out = self.log.open("ab")
-        out.write(f"\n==== {datetime.datetime.now(datetime.UTC).isoformat()} {shlex.join(self.command)}\n".encode())
+        out.write(f"\n==== {datetime.datetime.now(datetime.timezone.utc).isoformat()} {shlex.join(self.command)}\n".encode())
         out.flush()
         self.read_from = out.tell()
         self.process = subprocess.Popen(
@@ -89,6 +102,7 @@ class Process:
             start_new_session=True,
         )
         self.is_frozen = False
+        self.is_wanted = True
         out.close()
 
     @property
@@ -121,6 +135,7 @@ class Process:
     def kill(self):
         """kill -9; the time at which it was done."""
         at = time.time()
+        self.is_wanted = False
         self.signal(signal.SIGKILL)
         self.process.wait()
         return at
@@ -128,6 +143,8 @@ class Process:
     def freeze(self):
         at = time.time()
         self.signal(signal.SIGSTOP)
+        # On a busy machine it takes a while until no thread runs any more.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         self.is_frozen = True
         return at
 
@@ -141,6 +158,7 @@ class Process:
         """SIGTERM, and the exit status."""
         if self.is_frozen:
             self.thaw()
+        self.is_wanted = False
         self.signal(signal.SIGTERM)
         try:
             return self.process.wait(timeout_s)
@@ -158,17 +176,19 @@ class Process:
 class Etcd(Process):
     """A single etcd with its data in a directory, so that it can be killed and started again."""
 
-    def __init__(self, directory, options=()):
-        client, peer = free_ports(2)
-        self.url = f"http://127.0.0.1:{client}"
+    def __init__(self, directory, options=(), places=None):
+        places = places or Loopback()
+        host, port, wrapper = places.place("etcd", 2379)
+        _, peer_port, _ = places.place("etcd", 2380)
+        self.url, peer_url = f"http://{host}:{port}", f"http://{host}:{peer_port}"
         self.directory = directory / "etcd"
         command = [
             "etcd", "--name", "seal", "--data-dir", self.directory,
             "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
-            "--listen-peer-urls", f"http://127.0.0.1:{peer}", "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
-            "--initial-cluster", f"seal=http://127.0.0.1:{peer}", *options,
+            "--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url,
+            "--initial-cluster", f"seal={peer_url}", *options,
         ]  # fmt: skip
-        super().__init__("etcd", command, directory / "etcd.log")
+        super().__init__("etcd", command, directory / "etcd.log", wrapper=wrapper)
 
     def start(self):
         super().start()
@@ -178,15 +198,18 @@ class Etcd(Process):
         answer = self.ctl("endpoint", "health", check=False)
         return answer is not None and "is healthy" in answer
 
-    def ctl(self, *arguments, check=True):
-        """Runs etcdctl; what it printed."""
+    def ctl(self, *arguments, check=True, given=None):
+        """Runs etcdctl, with the given bytes on its standard input; what it printed."""
         done = subprocess.run(
-            ["etcdctl", f"--endpoints={self.url}", *arguments], capture_output=True, text=True,
+            ["etcdctl", f"--endpoints={self.url}", *arguments], capture_output=True, input=given,
             env={**os.environ, "ETCDCTL_API": "3"}, timeout=30,
         )
         if done.returncode != 0 and check:
-            raise Failed(f"etcdctl {' '.join(arguments)}: {done.stderr.strip()}")
-        return done.stdout + done.stderr if done.returncode == 0 else None
+            raise Failed(f"etcdctl {' '.join(arguments)}: {done.stderr.decode().strip()}")
+        return (done.stdout + done.stderr).decode() if done.returncode == 0 else None
+
+    def revision(self):
+        return json.loads(self.ctl("get", PREFIX, "-w", "json"))["header"]["revision"]
 
     def get(self, prefix=""):
         """The cluster's keys below a prefix, with their JSON values and revisions."""
@@ -232,22 +255,18 @@ class Node(Process):
     """A broker, or a controller that is no broker."""
 
     def __init__(self, cluster, number, program, overrides=()):
+        name = f"{program.removeprefix('yuxi-')} {number}"
+        host, port, wrapper = cluster.places.place(name, 9092)
         self.number = number
-        self.cluster = cluster
-        self.program = program
-        self.port = free_ports(1)[0]
+        self.address = f"{host}:{port}"
         self.data = cluster.directory / f"{program}-{number}"
-        command = [cluster.binaries / program, "--node-id", number, "--listen", f"127.0.0.1:{self.port}"]
+        command = [cluster.binaries / program, "--node-id", number, "--listen", self.address]
         if program == "yuxi-broker":
             command += ["--data-dir", self.data]
         command += ["--etcd", cluster.etcd.url]
         for override in overrides:
             command += ["--override", override]
-        super().__init__(f"{program.removeprefix('yuxi-')} {number}", command, cluster.directory / f"{program}-{number}.log")
-
-    @property
-    def address(self):
-        return f"127.0.0.1:{self.port}"
+        super().__init__(name, command, cluster.directory / f"{program}-{number}.log", wrapper=wrapper)
 
     def start(self, wait=True):
         super().start()
@@ -268,16 +287,20 @@ class Node(Process):
 class Cluster:
     """Everything of one run."""
 
-    def __init__(self, binaries, brokers=3, controllers=0, overrides=(), etcd_options=(), quiet=False):
+    def __init__(
+        self, binaries, brokers=3, controllers=0, overrides=(), controller_overrides=(), etcd_options=(), places=None,
+        quiet=False,
+    ):  # fmt: skip
         self.binaries = pathlib.Path(binaries)
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="yuxi-cluster-"))
         self.quiet = quiet
-        self.etcd = Etcd(self.directory, etcd_options)
+        self.places = places or Loopback()
+        self.etcd = Etcd(self.directory, etcd_options, self.places)
         settings = [f"min.insync.replicas={min(2, brokers)}", f"default.replication.factor={min(3, brokers)}",
                     f"offsets.topic.replication.factor={min(3, brokers)}", *overrides]
         self.brokers = {n: Node(self, n, "yuxi-broker", settings) for n in range(1, brokers + 1)}
         self.controllers = {
-            n: Node(self, n, "yuxi-controller") for n in range(101, 101 + controllers)
+            n: Node(self, n, "yuxi-controller", controller_overrides) for n in range(101, 101 + controllers)
         }
         self.others = []
 

@@ -75,6 +75,16 @@ setup_clients() {
   setup_kafka
 }
 
+# A cluster on this machine, for the demos and the fault suite: etcd, its command,
+# and the network namespaces' tools.
+setup_cluster() {
+  local missing=()
+  command -v etcd >/dev/null || missing+=(etcd-server)
+  command -v etcdctl >/dev/null || missing+=(etcd-client)
+  command -v ip >/dev/null || missing+=(iproute2)
+  install_packages "${missing[@]}"
+}
+
 # The first Python that can make a virtual environment.
 system_python() {
   local python

@@ -1,0 +1,1 @@
+"""The fault suite: docs/FAULTS.md says what it does, scripts/faults runs it."""

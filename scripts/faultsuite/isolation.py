@@ -1,0 +1,56 @@
+"""Namespaces for a whole run: mounts, network and processes of its own.
+
+What the run makes (network namespaces, bridges, mounted disks) can then be seen by nobody
+else, and the kernel takes all of it away with the run's last process, however that ends:
+also after `kill -9`, when no code of ours gets a chance to clean up.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+
+CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000
+PR_SET_PDEATHSIG = 1
+
+
+def why_not():
+    """Why no namespaces can be made here, or None."""
+    if os.geteuid() != 0:
+        return "that takes root"
+    tried = subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"], capture_output=True, text=True)
+    return None if tried.returncode == 0 else tried.stderr.strip()
+
+
+def enter():
+    """Goes on in a child process inside namespaces of its own. The parent only waits for the
+    child, and ends as it ended."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        _wait_for(child)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # As process 1 of its namespace it is spared every signal that it has no handler for.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for command in [
+        "mount --make-rprivate /", "mount -t proc proc /proc", "mkdir -p /run/netns",
+        "mount -t tmpfs tmpfs /run/netns", "ip link set lo up",
+    ]:  # fmt: skip
+        subprocess.run(command.split(), check=True)
+
+
+def _wait_for(child):
+    def pass_on(number, _frame):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    # A terminal's Ctrl-C reaches the child by itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _, status = os.waitpid(child, 0)
+    os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))

@@ -1,0 +1,169 @@
+"""What `yuxi verify` does, done by librdkafka: other people's client with a check of its own.
+
+Sends numbered records to every partition with idempotence and reads them in a group, until
+SIGTERM; then reads all again and prints the same report. The journal has the same form.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
+
+TICK_S = 0.01
+STALLED_S = 60.0
+VALUE_BYTES = 100
+
+
+class Ledger:
+    """What was sent, acknowledged and read, by partition."""
+
+    def __init__(self, partitions, journal):
+        self.id = f"{os.getpid():x}{time.time_ns() % 10**6:06d}"
+        self.sent = [0] * partitions
+        self.acknowledged = [{} for _ in range(partitions)]
+        self.seen = [[] for _ in range(partitions)]
+        self.at_end = [[] for _ in range(partitions)]
+        self.journal = open(journal, "w", buffering=1)
+        self.lock = threading.Lock()
+
+    def value(self, partition):
+        sequence = self.sent[partition]
+        self.sent[partition] += 1
+        return sequence, f"{self.id} {partition} {sequence} ".ljust(VALUE_BYTES, ".")
+
+    def delivered(self, partition, sequence, error, message):
+        if error is None:
+            self.acknowledged[partition][sequence] = message.offset()
+        self.note(f"ack {now_us()} {partition} {sequence} {message.offset()}" if error is None
+                  else f"fail {now_us()} {partition} {sequence} {error}")  # fmt: skip
+
+    def read(self, message, into):
+        run, partition, sequence = message.value().split()[:3]
+        if run.decode() == self.id:
+            assert int(partition) == message.partition(), f"a record of partition {partition} in {message.partition()}"
+            into[message.partition()].append((message.offset(), int(sequence)))
+
+    def note(self, line):
+        with self.lock:
+            self.journal.write(line + "\n")
+
+    def report(self):
+        total = dict.fromkeys(
+            ["acknowledged", "unknown", "read", "lost", "duplicated", "out_of_order", "misplaced", "vanished"], 0
+        )
+        for sent, acknowledged, seen, read in zip(self.sent, self.acknowledged, self.seen, self.at_end):
+            by_offset, copies, newest = dict(read), {}, -1
+            for _, sequence in read:
+                copies[sequence] = copies.get(sequence, 0) + 1
+                total["duplicated"] += copies[sequence] > 1
+                total["out_of_order"] += copies[sequence] == 1 and sequence < newest
+                newest = max(newest, sequence)
+            total["acknowledged"] += len(acknowledged)
+            total["unknown"] += sent - len(acknowledged)
+            total["read"] += len(read)
+            total["lost"] += sum(1 for sequence in acknowledged if sequence not in copies)
+            total["misplaced"] += sum(1 for s, offset in acknowledged.items() if s in copies and by_offset.get(offset) != s)
+            total["vanished"] += sum(1 for offset, sequence in seen if by_offset.get(offset) != sequence)
+        return total
+
+
+def send(producer, ledger, topic, rate, ending):
+    began, sent = time.monotonic(), 0
+    while not ending.is_set():
+        due = int((time.monotonic() - began) * rate)
+        while sent < due:
+            partition = sent % len(ledger.sent)
+            sequence, value = ledger.value(partition)
+
+            def delivered(error, message, partition=partition, sequence=sequence):
+                ledger.delivered(partition, sequence, error, message)
+
+            # A full queue is waited for: every record is sent exactly once.
+            while True:
+                try:
+                    producer.produce(topic, value, partition=partition, on_delivery=delivered)
+                    break
+                except BufferError:
+                    producer.poll(TICK_S)
+            sent += 1
+        producer.poll(TICK_S)
+    producer.flush()
+
+
+def read_along(config, ledger, topic, group, ending):
+    consumer = Consumer({**config, "group.id": group, "auto.offset.reset": "earliest", "auto.commit.interval.ms": 500})
+    consumer.subscribe([topic])
+    while not ending.is_set():
+        message = consumer.poll(0.1)
+        if message is not None and message.error() is None:
+            ledger.read(message, ledger.seen)
+            ledger.note(f"read {now_us()} {message.partition()} {message.offset()}")
+    consumer.close()
+
+
+def read_all(config, ledger, topic):
+    consumer = Consumer({**config, "group.id": "reads-at-the-end", "enable.auto.commit": False})
+    partitions = range(len(ledger.sent))
+    ends = {p: ask(lambda p=p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=5)[1]) for p in partitions}
+    consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in partitions])
+    missing, last = {p for p, end in ends.items() if end > 0}, time.monotonic()
+    while missing:
+        if time.monotonic() - last > STALLED_S:
+            sys.exit(f"cannot read partitions {sorted(missing)} up to {ends}")
+        for message in consumer.consume(1000, 0.5):
+            if message.error() is None:
+                last = time.monotonic()
+                ledger.read(message, ledger.at_end)
+                if message.offset() >= ends[message.partition()] - 1:
+                    missing.discard(message.partition())
+    consumer.close()
+
+
+def ask(question):
+    """Asks until there is an answer."""
+    deadline = time.monotonic() + STALLED_S
+    while True:
+        try:
+            return question()
+        except KafkaException:
+            if time.monotonic() > deadline:
+                raise
+
+
+def now_us():
+    return time.time_ns() // 1000
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-b", "--bootstrap", required=True)
+    parser.add_argument("topic")
+    parser.add_argument("--partitions", type=int, required=True)
+    parser.add_argument("--rate", type=int, default=300)
+    parser.add_argument("--group", required=True)
+    parser.add_argument("--journal", required=True)
+    given = parser.parse_args()
+    ending = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ending.set())
+    config = {
+        "bootstrap.servers": given.bootstrap, "topic.metadata.refresh.interval.ms": 2000, "reconnect.backoff.max.ms": 200,
+    }  # fmt: skip
+    ledger = Ledger(given.partitions, given.journal)
+    producer = Producer({**config, "enable.idempotence": True, "linger.ms": 5, "retry.backoff.ms": 20, "retry.backoff.max.ms": 200})
+    reader = threading.Thread(target=read_along, args=(config, ledger, given.topic, given.group, ending))
+    reader.start()
+    send(producer, ledger, given.topic, given.rate, ending)
+    reader.join()
+    read_all(config, ledger, given.topic)
+    report = ledger.report()
+    print(json.dumps(report, indent=2))
+    wrong = ["lost", "duplicated", "out_of_order", "misplaced", "vanished"]
+    sys.exit(int(any(report[kind] for kind in wrong)))
+
+
+main()
