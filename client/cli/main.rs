@@ -12,6 +12,8 @@ mod failure;
 mod format;
 mod group;
 mod output;
+mod overview;
+mod placement;
 mod produce;
 mod topic;
 mod verify;

@@ -120,10 +120,14 @@ fn cell_text(cell: &Value) -> String {
 
 /// Prints one line to stdout.
 pub(crate) fn line(text: &str) -> Outcome {
+    print_text(&format!("{text}\n"))
+}
+
+/// Prints text to stdout as it is.
+pub(crate) fn print_text(text: &str) -> Outcome {
     let mut stdout = io::stdout().lock();
     stdout
         .write_all(text.as_bytes())
-        .and_then(|()| stdout.write_all(b"\n"))
         .and_then(|()| stdout.flush())
         .map_err(Failure::stdout)
 }

@@ -15,6 +15,7 @@ use yuxi_client::{Admin, ClientConfig, OffsetSpec};
 use crate::config::pair;
 use crate::failure::{Failure, Outcome};
 use crate::output::{OutputFormat, Table, line, print_json};
+use crate::placement;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -75,6 +76,10 @@ pub(crate) enum Command {
         #[arg(short, long, value_name = "N")]
         partition: Vec<i32>,
     },
+    /// Move partitions to other brokers while they serve, or show what is being moved.
+    Reassign(placement::Reassign),
+    /// Let the preferred replicas lead again, or any where there is no leader.
+    Elect(placement::Elect),
     /// Delete topics with all their records.
     Delete {
         /// Their names.
@@ -161,6 +166,8 @@ pub(crate) async fn run(config: ClientConfig, command: Command, format: OutputFo
             to,
             partition,
         } => trim(&admin, &topic, &to, &partition, format).await,
+        Command::Reassign(args) => placement::reassign(&admin, args, format).await,
+        Command::Elect(args) => placement::elect(&admin, args, format).await,
         Command::Delete { topics, if_exists } => {
             let answers = admin.delete_topics(&topics).await?;
             let forgiven = if_exists.then_some(ErrorCode::UnknownTopicOrPartition);

@@ -13,8 +13,10 @@ use crate::{
     decide::{
         ChangeSet, brokers,
         configs::{self, ConfigAlteration},
+        elections::{self, ElectionAnswers, Elections},
         isr::{self, IsrAnswers, IsrProposals},
         producer_ids::{self, ProducerIdBlock},
+        reassignment::{self, Reassignments},
         topics::{
             self, Answers, CreatedTopic, DeletedTopic, NewPartitions, NewTopic, TopicSelector,
         },
@@ -102,6 +104,9 @@ commands! {
     AlterPartitions(IsrProposals) -> IsrAnswers;
     AllocateProducerIds(()) -> Result<ProducerIdBlock, ControllerError>;
     ShutDownBroker((BrokerId, BrokerEpoch)) -> Result<usize, ControllerError>;
+    AlterReassignments(Reassignments) -> Answers<()>;
+    ElectLeaders(Elections) -> ElectionAnswers;
+    UnregisterBroker(BrokerId) -> Result<(), ControllerError>;
 }
 
 /// The request data of an Envelope.
@@ -242,7 +247,7 @@ impl Command {
                 call.decided_unless_validating(decision)
             }
             Self::AlterConfigs(call) => {
-                call.decided_unless_validating(configs::alter(image, &call.input.input))
+                call.decided_unless_validating(configs::alter(image, settings, &call.input.input))
             }
             Self::AlterPartitions(call) => {
                 call.decided(isr::alter_partitions(image, settings, &call.input))
@@ -258,6 +263,18 @@ impl Command {
                     Err(error) => (Vec::new(), Err(error)),
                 })
             }
+            Self::AlterReassignments(call) => {
+                call.decided(reassignment::reassign(image, settings, &call.input))
+            }
+            Self::ElectLeaders(call) => {
+                call.decided(elections::elect(image, settings, &call.input))
+            }
+            Self::UnregisterBroker(call) => {
+                call.decided(match brokers::unregister(image, settings, call.input) {
+                    Ok(changes) => (changes, Ok(())),
+                    Err(error) => (Vec::new(), Err(error)),
+                })
+            }
         }
     }
 
@@ -268,7 +285,10 @@ impl Command {
             Self::CreatePartitions(call) => call.input.validate_only,
             Self::AlterConfigs(call) => call.input.validate_only,
             // The second time it would name what it has itself done as an error.
-            Self::DeleteTopics(_) => false,
+            Self::DeleteTopics(_)
+            | Self::AlterReassignments(_)
+            | Self::ElectLeaders(_)
+            | Self::UnregisterBroker(_) => false,
             // The epochs in it stop a second one; a block that nobody uses is no loss.
             Self::AlterPartitions(_) | Self::AllocateProducerIds(_) | Self::ShutDownBroker(_) => {
                 true
@@ -285,7 +305,10 @@ impl Command {
             | Self::DeleteTopics(_)
             | Self::CreatePartitions(_)
             | Self::AlterConfigs(_)
-            | Self::AllocateProducerIds(_) => None,
+            | Self::AllocateProducerIds(_)
+            | Self::AlterReassignments(_)
+            | Self::ElectLeaders(_)
+            | Self::UnregisterBroker(_) => None,
         }
     }
 }

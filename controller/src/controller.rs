@@ -15,8 +15,10 @@ use crate::{
     command::{Asked, Call, Command, Validated},
     decide::{
         configs::ConfigAlteration,
+        elections::{ElectionAnswers, Elections},
         isr::{IsrAnswers, IsrProposals},
         producer_ids::ProducerIdBlock,
+        reassignment::Reassignments,
         topics::{Answers, CreatedTopic, DeletedTopic, NewPartitions, NewTopic, TopicSelector},
     },
     image::ClusterImage,
@@ -185,6 +187,28 @@ impl Controller {
     pub async fn shut_down_broker(&self, epoch: BrokerEpoch) -> Result<usize, ControllerError> {
         let input = (self.node_id, epoch);
         self.call(Command::ShutDownBroker, input).await?
+    }
+
+    /// Starts, replaces and cancels reassignments of partitions.
+    pub async fn alter_reassignments(&self, reassignments: Reassignments) -> Answers<()> {
+        let count = reassignments.partitions.len();
+        each(
+            count,
+            self.call(Command::AlterReassignments, reassignments).await,
+        )
+    }
+
+    /// Elects leaders: the preferred ones, or any.
+    pub async fn elect_leaders(
+        &self,
+        elections: Elections,
+    ) -> Result<ElectionAnswers, ControllerError> {
+        self.call(Command::ElectLeaders, elections).await
+    }
+
+    /// Forgets a broker that is gone for good.
+    pub async fn unregister_broker(&self, broker: BrokerId) -> Result<(), ControllerError> {
+        self.call(Command::UnregisterBroker, broker).await?
     }
 
     /// Ends the session, and with it the registration and the seal, and stops the loop.

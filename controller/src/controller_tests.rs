@@ -6,6 +6,7 @@ use crate::{
         configs::{ConfigChange, ConfigStep},
         isr::IsrProposal,
         testing::{registration, settings},
+        topics::ManualAssignment,
     },
     image::TopicChange,
     keys::{ConfigScope, LeaderRecovery},
@@ -369,6 +370,61 @@ async fn a_call_of_many_topics_or_partitions_takes_several_transactions_and_is_s
     all_ok(controller.delete_topics(names).await);
     assert_eq!(controller.image().topic_count(), 0);
     assert_eq!(controller.image().orphaned_chunks().count(), 0);
+}
+
+#[tokio::test]
+async fn leaders_go_back_by_themselves_to_a_broker_that_returned() {
+    let store = EmbeddedStore::in_memory();
+    let every_second = [(
+        "leader.imbalance.check.interval.seconds".to_owned(),
+        "1".to_owned(),
+    )];
+    let settings = ServerSettings::from_properties("", &every_second).unwrap();
+    let options = ControllerOptions {
+        settings: Arc::new(settings),
+        ..options(1)
+    };
+    let one = Controller::start(store.clone(), options).await.unwrap();
+    one.register_broker(life("first")).await.unwrap();
+    let (two, _) = broker(&store, 2).await;
+    let assigned = NewTopic {
+        assignments: vec![ManualAssignment {
+            partition: PartitionId::new(0),
+            replicas: vec![BrokerId::new(2), BrokerId::new(1)],
+        }],
+        ..topic("t", -1, -1)
+    };
+    let created = all_ok(one.create_topics(vec![assigned], false).await);
+    two.stop().await;
+    let led_by = |id: i32| {
+        move |image: &ClusterImage| {
+            let state = image.partition("t", PartitionId::new(0));
+            state.is_some_and(|state| state.leader == BrokerId::new(id))
+        }
+    };
+    until(&one, led_by(1)).await;
+    let (_two, epoch) = broker(&store, 2).await;
+    // It leads again once it is in sync, and not before.
+    let image = until(&one, |image| image.is_active(BrokerId::new(2))).await;
+    let state = image.partition("t", PartitionId::new(0)).unwrap();
+    let leader = image.broker(state.leader).unwrap();
+    let proposal = IsrProposals {
+        broker: leader.id,
+        broker_epoch: leader.epoch,
+        partitions: vec![IsrProposal {
+            topic: created[0].id,
+            partition: PartitionId::new(0),
+            leader_epoch: state.leader_epoch,
+            partition_epoch: state.partition_epoch,
+            isr: vec![
+                (leader.id, Some(leader.epoch)),
+                (BrokerId::new(2), Some(epoch)),
+            ],
+            leader_recovery: LeaderRecovery::Recovered,
+        }],
+    };
+    all_ok(one.alter_partitions(proposal).await);
+    until(&one, led_by(2)).await;
 }
 
 #[tokio::test]

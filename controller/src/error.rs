@@ -66,6 +66,24 @@ pub enum ControllerError {
     /// The controller could not be asked, or did not say what became of the request.
     #[error("The controller did not answer in time; what was asked for may have been done.")]
     TimedOut,
+    /// The proposal was accepted, and with it another broker leads.
+    #[error("The reassignment is complete and the partition has another leader.")]
+    NewLeaderElected,
+    /// There is no reassignment to cancel.
+    #[error("No partition reassignment is in progress.")]
+    NoReassignmentInProgress,
+    /// The leader is the one that was asked for.
+    #[error("Leader election not needed for topic partition.")]
+    ElectionNotNeeded,
+    /// The first replica is not in sync or not alive.
+    #[error("The preferred leader was not available.")]
+    PreferredLeaderNotAvailable,
+    /// No replica can lead.
+    #[error("Eligible topic partition leaders are not available.")]
+    EligibleLeadersNotAvailable,
+    /// A live broker can't be unregistered.
+    #[error("Broker {0} is alive: stop it before it is unregistered.")]
+    BrokerIsAlive(i32),
     /// This node is not the controller just now.
     #[error("This is not the correct controller for this cluster.")]
     NotController,
@@ -92,7 +110,7 @@ impl ControllerError {
             Self::InvalidPartitions(_) => ErrorCode::InvalidPartitions,
             Self::InvalidReplicationFactor(_) => ErrorCode::InvalidReplicationFactor,
             Self::InvalidReplicaAssignment(_) => ErrorCode::InvalidReplicaAssignment,
-            Self::InvalidRequest(_) => ErrorCode::InvalidRequest,
+            Self::InvalidRequest(_) | Self::BrokerIsAlive(_) => ErrorCode::InvalidRequest,
             Self::InvalidConfig(_) => ErrorCode::InvalidConfig,
             Self::PolicyViolation(_) | Self::Store(StoreError::TooLarge { .. }) => {
                 ErrorCode::PolicyViolation
@@ -107,6 +125,11 @@ impl ControllerError {
             Self::FencedLeaderEpoch => ErrorCode::FencedLeaderEpoch,
             Self::InvalidUpdateVersion => ErrorCode::InvalidUpdateVersion,
             Self::IneligibleReplica => ErrorCode::IneligibleReplica,
+            Self::NewLeaderElected => ErrorCode::NewLeaderElected,
+            Self::NoReassignmentInProgress => ErrorCode::NoReassignmentInProgress,
+            Self::ElectionNotNeeded => ErrorCode::ElectionNotNeeded,
+            Self::PreferredLeaderNotAvailable => ErrorCode::PreferredLeaderNotAvailable,
+            Self::EligibleLeadersNotAvailable => ErrorCode::EligibleLeadersNotAvailable,
             // Clients try these again.
             Self::NotController | Self::Stopped => ErrorCode::NotController,
             Self::ClusterAuthorizationFailed => ErrorCode::ClusterAuthorizationFailed,

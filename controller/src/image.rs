@@ -212,6 +212,11 @@ impl ClusterImage {
         self.admissions.get(&id).map(Arc::as_ref)
     }
 
+    /// Every broker that was let in and not unregistered since, live or not.
+    pub fn known_brokers(&self) -> impl Iterator<Item = BrokerId> {
+        self.admissions.keys().copied()
+    }
+
     /// A topic by name.
     pub fn topic(&self, name: &str) -> Option<&Arc<TopicImage>> {
         self.topics.get(name)
@@ -504,10 +509,11 @@ impl TopicImage {
             })
     }
 
-    /// The replication factor that the topic was created with.
+    /// How many replicas its partitions have. One that is being reassigned counts as what
+    /// it will be.
     pub fn replication_factor(&self) -> usize {
         self.partition(PartitionId::new(0))
-            .map_or(0, |state| state.replicas.len())
+            .map_or(0, |state| state.target_replicas().len())
     }
 
     pub(crate) fn chunk(&self, at: usize) -> Option<&Arc<PartitionChunk>> {

@@ -46,6 +46,9 @@ fn states(chunk: u32, count: usize, leader: i32) -> Bytes {
         partition_epoch: 0,
         leader_recovery: LeaderRecovery::Recovered,
         last_known_leader: None,
+        adding_replicas: Vec::new(),
+        removing_replicas: Vec::new(),
+        lost_data: Vec::new(),
     };
     print_partitions(chunk, &vec![state; count])
 }

@@ -289,8 +289,8 @@ pub struct ProducerIdsValue {
 pub type ConfigValue = BTreeMap<String, String>;
 
 /// The state of one partition. Only the controller writes it (I5).
+/// What is seldom there is left out of its JSON where it is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "PartitionForm", into = "PartitionForm")]
 pub struct PartitionState {
     /// The assignment, preferred leader first.
     pub replicas: Vec<BrokerId>,
@@ -298,6 +298,7 @@ pub struct PartitionState {
     pub isr: Vec<BrokerId>,
     /// Former ISR members that still have every acknowledged record, since none
     /// could be acknowledged after they left (KIP-966, I9).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub elr: Vec<BrokerId>,
     /// Who leads, or [`BrokerId::NONE`].
     pub leader: BrokerId,
@@ -306,9 +307,43 @@ pub struct PartitionState {
     /// How often this state was changed.
     pub partition_epoch: i32,
     /// Whether the leader has yet to recover from an election outside the ISR (KIP-704).
+    #[serde(default, skip_serializing_if = "LeaderRecovery::is_recovered")]
     pub leader_recovery: LeaderRecovery,
     /// Who led last before both ISR and ELR ran empty; the best one to lead again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_known_leader: Option<BrokerId>,
+    /// Replicas that a running reassignment adds (KIP-455).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adding_replicas: Vec<BrokerId>,
+    /// Replicas that leave once those it keeps and adds are all in sync.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removing_replicas: Vec<BrokerId>,
+    /// Replicas that came back without what they had (a wiped or damaged disk) and have
+    /// not been in sync since. They are the last that anybody should follow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_data: Vec<BrokerId>,
+}
+
+impl PartitionState {
+    /// Whether replicas are being added or removed.
+    pub fn is_reassigning(&self) -> bool {
+        !self.adding_replicas.is_empty() || !self.removing_replicas.is_empty()
+    }
+
+    /// The replicas that remain when the running reassignment is complete.
+    pub fn target_replicas(&self) -> Vec<BrokerId> {
+        without(&self.replicas, &self.removing_replicas)
+    }
+
+    /// The replicas that remain when the running reassignment is cancelled.
+    pub fn original_replicas(&self) -> Vec<BrokerId> {
+        without(&self.replicas, &self.adding_replicas)
+    }
+}
+
+fn without(replicas: &[BrokerId], leaving: &[BrokerId]) -> Vec<BrokerId> {
+    let stays = |id: &BrokerId| !leaving.contains(id);
+    replicas.iter().copied().filter(stays).collect()
 }
 
 /// Whether a leader elected outside the ISR has finished recovering (KIP-704).
@@ -346,66 +381,22 @@ impl LeaderRecovery {
     }
 }
 
-/// [`PartitionState`] as JSON has it.
-#[derive(Serialize, Deserialize)]
-struct PartitionForm {
-    replicas: Vec<i32>,
-    isr: Vec<i32>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    elr: Vec<i32>,
-    leader: i32,
-    leader_epoch: i32,
-    partition_epoch: i32,
-    #[serde(default, skip_serializing_if = "LeaderRecovery::is_recovered")]
-    leader_recovery: LeaderRecovery,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    last_known_leader: Option<i32>,
-}
-
-impl From<PartitionForm> for PartitionState {
-    fn from(form: PartitionForm) -> Self {
-        let brokers = |ids: Vec<i32>| ids.into_iter().map(BrokerId::new).collect();
-        Self {
-            replicas: brokers(form.replicas),
-            isr: brokers(form.isr),
-            elr: brokers(form.elr),
-            leader: BrokerId::new(form.leader),
-            leader_epoch: LeaderEpoch::new(form.leader_epoch),
-            partition_epoch: form.partition_epoch,
-            leader_recovery: form.leader_recovery,
-            last_known_leader: form.last_known_leader.map(BrokerId::new),
-        }
-    }
-}
-
-impl From<PartitionState> for PartitionForm {
-    fn from(state: PartitionState) -> Self {
-        let numbers = |ids: Vec<BrokerId>| ids.into_iter().map(BrokerId::value).collect();
-        Self {
-            replicas: numbers(state.replicas),
-            isr: numbers(state.isr),
-            elr: numbers(state.elr),
-            leader: state.leader.value(),
-            leader_epoch: state.leader_epoch.value(),
-            partition_epoch: state.partition_epoch,
-            leader_recovery: state.leader_recovery,
-            last_known_leader: state.last_known_leader.map(BrokerId::value),
-        }
-    }
-}
-
 /// Writes the states of chunk `chunk`, each under its partition's number.
-pub fn print_partitions(chunk: u32, states: &[PartitionState]) -> Bytes {
-    struct Numbered<'a>(usize, &'a [PartitionState]);
+pub fn print_partitions<'a>(
+    chunk: u32,
+    states: impl IntoIterator<Item = &'a PartitionState>,
+) -> Bytes {
+    struct Numbered<'a>(usize, Vec<&'a PartitionState>);
     impl Serialize for Numbered<'_> {
         fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let mut map = serializer.serialize_map(Some(self.1.len()))?;
-            for (partition, state) in (self.0..).zip(self.1) {
+            for (partition, state) in (self.0..).zip(&self.1) {
                 map.serialize_entry(&partition, state)?;
             }
             map.end()
         }
     }
+    let states: Vec<_> = states.into_iter().collect();
     assert!(states.len() <= PARTITIONS_PER_CHUNK);
     print_value(&Numbered(first_partition(chunk), states))
 }
@@ -488,6 +479,9 @@ mod tests {
             partition_epoch: 9,
             leader_recovery: LeaderRecovery::Recovered,
             last_known_leader: None,
+            adding_replicas: Vec::new(),
+            removing_replicas: Vec::new(),
+            lost_data: Vec::new(),
         }
     }
 
@@ -504,6 +498,9 @@ mod tests {
         rare.elr = vec![BrokerId::new(1)];
         rare.leader_recovery = LeaderRecovery::Recovering;
         rare.last_known_leader = Some(BrokerId::new(1));
+        rare.adding_replicas = vec![BrokerId::new(1)];
+        rare.removing_replicas = vec![BrokerId::new(2)];
+        rare.lost_data = vec![BrokerId::new(1)];
         let value = print_partitions(0, std::slice::from_ref(&rare));
         assert_eq!(parse_partitions("k", 0, &value), Ok(vec![rare]));
     }

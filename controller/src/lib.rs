@@ -14,6 +14,7 @@ mod election;
 mod error;
 pub mod image;
 pub mod keys;
+mod rebalance;
 mod remote;
 mod rpc;
 mod service;

@@ -247,12 +247,10 @@ async fn a_command_waits_for_the_next_controller_and_may_be_for_this_process_the
     });
     one.controller.stop().await;
     let answers = timeout(Duration::from_secs(10), asking).await.unwrap();
+    let answers = answers.unwrap();
     assert!(
-        matches!(
-            answers.unwrap()[0],
-            Err(ControllerError::InvalidReplicationFactor(_))
-        ),
-        "decided by the only broker left"
+        answers[0].is_ok(),
+        "decided by the only broker left: {answers:?}"
     );
     let image = two.controller.image();
     assert_eq!(image.controller().unwrap().node_id, BrokerId::new(2));

@@ -264,6 +264,7 @@ pub(crate) fn no_error(code: i16) -> Result<(), ControllerError> {
         Some(ErrorCode::FencedLeaderEpoch) => ControllerError::FencedLeaderEpoch,
         Some(ErrorCode::InvalidUpdateVersion) => ControllerError::InvalidUpdateVersion,
         Some(ErrorCode::IneligibleReplica) => ControllerError::IneligibleReplica,
+        Some(ErrorCode::NewLeaderElected) => ControllerError::NewLeaderElected,
         Some(ErrorCode::UnknownTopicOrPartition) => ControllerError::UnknownTopicOrPartition,
         Some(ErrorCode::RequestTimedOut) => ControllerError::TimedOut,
         _ => ControllerError::InvalidRequest(format!("The controller answered with error {code}.")),

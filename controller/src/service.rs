@@ -30,10 +30,11 @@ use yuxi_protocol::ids::{BrokerEpoch, ControllerEpoch};
 use crate::{
     Campaign, ControllerError, ControllerOptions,
     command::Asked,
-    decide::{brokers, topics::random_topic_id},
+    decide::{brokers, elections, topics::random_topic_id},
     election::{Candidate, Seal, Session},
     image::ClusterImage,
     keys::{BrokerValue, ClusterValue, Key, LAYOUT, print_value},
+    rebalance::RebalanceTimer,
     remote::Remote,
     store::{
         Batch, Commit, Guard, MetadataStore, Operation, Revision, Snapshot, StoreError,
@@ -80,6 +81,7 @@ pub(crate) async fn start<S: MetadataStore>(
         incarnation: format!("{:016x}", random.next_u64()),
         endpoint: options.endpoint.clone(),
     };
+    let settings = Arc::clone(&options.settings);
     let service = Service {
         remote: Remote::new(
             candidate.node_id,
@@ -101,6 +103,7 @@ pub(crate) async fn start<S: MetadataStore>(
         committed: Revision::ZERO,
         unseen: VecDeque::new(),
         reconciled: None,
+        rebalance: RebalanceTimer::new(&settings),
         trouble: None,
     };
     tokio::spawn(service.run());
@@ -132,6 +135,7 @@ struct Service<S> {
     /// The reign in which every partition was compared with the live brokers, as they
     /// still are.
     reconciled: Option<ControllerEpoch>,
+    rebalance: RebalanceTimer,
     /// What went wrong last, and until when to let it rest.
     trouble: Option<(Instant, ControllerError)>,
 }
@@ -178,6 +182,7 @@ enum Cause {
     Campaign,
     Resign,
     Reconcile,
+    Rebalance,
     Command(Asked),
 }
 
@@ -232,7 +237,8 @@ impl<S: MetadataStore> Service<S> {
             .filter(|registration| !registration.waiting.is_empty())
             .map(|registration| registration.give_up_at);
         let retry = self.trouble.as_ref().map(|(until, _)| *until);
-        give_up.into_iter().chain(retry).min()
+        let rebalance = self.rebalance.deadline().filter(|_| self.is_idle());
+        give_up.into_iter().chain(retry).chain(rebalance).min()
     }
 
     fn timer(&mut self) {
@@ -337,8 +343,23 @@ impl<S: MetadataStore> Service<S> {
                 let transactions = pack(changes, epoch);
                 (!transactions.is_empty()).then(|| Task::new(Cause::Reconcile, transactions))
             }
-            Seal::Mine(_) | Seal::Free | Seal::Taken => None,
+            Seal::Mine(epoch) if session.is_alive() => self.rebalance(&image, epoch),
+            Seal::Mine(_) | Seal::Free | Seal::Taken => {
+                self.rebalance.stop();
+                None
+            }
         }
+    }
+
+    fn rebalance(&mut self, image: &ClusterImage, epoch: ControllerEpoch) -> Option<Task> {
+        let now = Instant::now();
+        if !self.rebalance.is_due(now) {
+            return None;
+        }
+        let (changes, more) = elections::rebalance(image, &self.options.settings);
+        self.rebalance.looked(now, more);
+        let transactions = pack(changes, epoch);
+        (!transactions.is_empty()).then(|| Task::new(Cause::Rebalance, transactions))
     }
 
     fn registering(&self, value: &BrokerValue, session: &Session) -> Transaction {
@@ -422,8 +443,9 @@ impl<S: MetadataStore> Service<S> {
         match task.cause {
             Cause::Command(asked) => asked.finish(Err(error)),
             Cause::Reconcile => self.reconciled = None,
-            // The image still asks for these.
-            Cause::Found | Cause::Register | Cause::Campaign | Cause::Resign => {}
+            // The image still asks for these, or will when it is next looked at.
+            Cause::Found | Cause::Register | Cause::Campaign | Cause::Resign | Cause::Rebalance => {
+            }
         }
     }
 
@@ -453,7 +475,11 @@ impl<S: MetadataStore> Service<S> {
             match task.cause {
                 Cause::Command(asked) => self.decide(asked, task.attempts),
                 Cause::Reconcile => self.reconciled = None,
-                Cause::Found | Cause::Register | Cause::Campaign | Cause::Resign => {}
+                Cause::Found
+                | Cause::Register
+                | Cause::Campaign
+                | Cause::Resign
+                | Cause::Rebalance => {}
             }
             return;
         }
@@ -511,7 +537,7 @@ impl<S: MetadataStore> Service<S> {
 
     fn publish(&mut self, image: ClusterImage) {
         let old = self.image.send_replace(Arc::new(image));
-        if brokers::membership_changed(&old, &self.image.borrow()) {
+        if brokers::asks_for_reconciling(&old, &self.image.borrow()) {
             self.reconciled = None;
         }
     }

@@ -2,15 +2,16 @@
 //! told is also counted. One row for each answer.
 
 use yuxi_protocol::messages::{
-    AllocateProducerIdsResponse, AlterConfigsResponse, AlterPartitionResponse, ApiVersionsResponse,
-    CreatePartitionsResponse, CreateTopicsResponse, DeleteGroupsResponse, DeleteRecordsResponse,
-    DeleteTopicsResponse, DescribeClusterResponse, DescribeConfigsResponse, DescribeGroupsResponse,
-    DescribeLogDirsResponse, DescribeTopicPartitionsResponse, EnvelopeResponse, FetchResponse,
+    AllocateProducerIdsResponse, AlterConfigsResponse, AlterPartitionReassignmentsResponse,
+    AlterPartitionResponse, ApiVersionsResponse, CreatePartitionsResponse, CreateTopicsResponse,
+    DeleteGroupsResponse, DeleteRecordsResponse, DeleteTopicsResponse, DescribeClusterResponse,
+    DescribeConfigsResponse, DescribeGroupsResponse, DescribeLogDirsResponse,
+    DescribeTopicPartitionsResponse, ElectLeadersResponse, EnvelopeResponse, FetchResponse,
     FindCoordinatorResponse, HeartbeatResponse, IncrementalAlterConfigsResponse,
     InitProducerIdResponse, JoinGroupResponse, LeaveGroupResponse, ListConfigResourcesResponse,
-    ListGroupsResponse, ListOffsetsResponse, MetadataResponse, OffsetCommitResponse,
-    OffsetDeleteResponse, OffsetFetchResponse, OffsetForLeaderEpochResponse, ProduceResponse,
-    SyncGroupResponse,
+    ListGroupsResponse, ListOffsetsResponse, ListPartitionReassignmentsResponse, MetadataResponse,
+    OffsetCommitResponse, OffsetDeleteResponse, OffsetFetchResponse, OffsetForLeaderEpochResponse,
+    ProduceResponse, SyncGroupResponse, UnregisterBrokerResponse,
 };
 
 /// An answer that names the errors it tells.
@@ -77,5 +78,11 @@ errors_told! {
     AllocateProducerIdsResponse: |answer| [answer.error_code];
     DescribeClusterResponse: |answer| [answer.error_code];
     ListConfigResourcesResponse: |answer| [answer.error_code];
+    ElectLeadersResponse: |answer| each!(answer.replica_election_results, partition_result)
+        .chain([answer.error_code]);
+    AlterPartitionReassignmentsResponse: |answer| each!(answer.responses, partitions)
+        .chain([answer.error_code]);
+    ListPartitionReassignmentsResponse: |answer| [answer.error_code];
+    UnregisterBrokerResponse: |answer| [answer.error_code];
     DescribeTopicPartitionsResponse: |answer| each!(answer.topics);
 }

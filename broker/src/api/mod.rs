@@ -7,6 +7,7 @@
 mod allocate_producer_ids;
 mod alter_configs;
 mod alter_partition;
+mod alter_partition_reassignments;
 mod api_versions;
 mod authorized_operations;
 mod config_resource;
@@ -18,6 +19,7 @@ mod describe_cluster;
 mod describe_configs;
 mod describe_log_dirs;
 mod describe_topic_partitions;
+mod elect_leaders;
 mod envelope;
 mod errors_told;
 pub(crate) mod fetch;
@@ -26,11 +28,13 @@ mod group;
 mod init_producer_id;
 mod list_config_resources;
 mod list_offsets;
+mod list_partition_reassignments;
 mod metadata;
 mod offset_commit;
 mod offset_fetch;
 mod offset_for_leader_epoch;
 mod produce;
+mod unregister_broker;
 
 pub(crate) use fetch::FetchSessions;
 
@@ -182,11 +186,26 @@ pub(crate) static APIS: &[Api] = &[
     api::<messages::DeleteGroupsRequest>("DeleteGroups", 2, Order::InTurn, |request| {
         later(request, group::delete)
     }),
+    api::<messages::ElectLeadersRequest>("ElectLeaders", 2, Order::InTurn, |request| {
+        later(request, elect_leaders::handle)
+    }),
     api::<messages::IncrementalAlterConfigsRequest>(
         "IncrementalAlterConfigs",
         1,
         Order::InTurn,
         |request| later(request, alter_configs::handle_incremental),
+    ),
+    api::<messages::AlterPartitionReassignmentsRequest>(
+        "AlterPartitionReassignments",
+        1,
+        Order::InTurn,
+        |request| later(request, alter_partition_reassignments::handle),
+    ),
+    api::<messages::ListPartitionReassignmentsRequest>(
+        "ListPartitionReassignments",
+        0,
+        Order::InTurn,
+        |request| at_once(request, list_partition_reassignments::handle),
     ),
     api::<messages::OffsetDeleteRequest>("OffsetDelete", 0, Order::InTurn, |request| {
         later(request, group::delete_offsets)
@@ -205,6 +224,9 @@ pub(crate) static APIS: &[Api] = &[
     )),
     api::<messages::DescribeClusterRequest>("DescribeCluster", 2, Order::InTurn, |request| {
         at_once(request, describe_cluster::handle)
+    }),
+    api::<messages::UnregisterBrokerRequest>("UnregisterBroker", 0, Order::InTurn, |request| {
+        later(request, unregister_broker::handle)
     }),
     between_brokers(api::<messages::AllocateProducerIdsRequest>(
         "AllocateProducerIds",

@@ -4,6 +4,7 @@ mod client_groups;
 mod groups;
 mod hostile;
 mod pipelining;
+mod placement;
 mod records;
 mod support;
 mod versions;

@@ -15,12 +15,12 @@ use yuxi_protocol::{
     },
 };
 
-const TOPIC: &str = "there";
-const MISSING: &str = "missing";
+pub(crate) const TOPIC: &str = "there";
+pub(crate) const MISSING: &str = "missing";
 const GROUP: &str = "group";
 
 /// A topic with records and a group with offsets, and what has been asked.
-struct Table {
+pub(crate) struct Table {
     server: Server,
     client: Client,
     topic_id: Uuid,
@@ -59,7 +59,7 @@ impl Table {
     }
 
     /// Asks in every version; `check` sees each answer.
-    async fn row<R: RequestResponsePair>(
+    pub(crate) async fn row<R: RequestResponsePair>(
         &mut self,
         request: impl Fn(i16) -> R,
         check: impl Fn(i16, R::Response),
@@ -89,7 +89,7 @@ impl Table {
     }
 }
 
-fn code(error: ErrorCode) -> i16 {
+pub(crate) fn code(error: ErrorCode) -> i16 {
     error.code()
 }
 
@@ -103,6 +103,7 @@ async fn every_api_answers_in_every_version_it_advertises() {
     groups(&mut table).await;
     topics(&mut table).await;
     configs(&mut table).await;
+    crate::placement::check(&mut table).await;
     table.end();
 }
 

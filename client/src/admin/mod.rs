@@ -7,10 +7,12 @@
 
 mod configs;
 mod groups;
+mod partitions;
 mod topics;
 
 pub use configs::{ConfigEntry, ConfigOp, ConfigResource, ConfigSource};
 pub use groups::{GroupDescription, GroupListing, MemberDescription};
+pub use partitions::{ElectionKind, OngoingReassignment, PartitionAnswers, PartitionDescription};
 pub use topics::{NewPartitions, NewTopic, TopicAnswer};
 
 use std::time::Duration;
@@ -18,7 +20,7 @@ use std::time::Duration;
 use yuxi_protocol::ids::BrokerId;
 use yuxi_protocol::messages::{
     DescribeClusterRequest, DescribeClusterResponse, DescribeLogDirsRequest,
-    DescribeLogDirsResponse,
+    DescribeLogDirsResponse, UnregisterBrokerRequest, UnregisterBrokerResponse,
 };
 
 use crate::cluster::Cluster;
@@ -108,6 +110,21 @@ impl Admin {
             id: answer.cluster_id.to_string(),
             controller: (answer.controller_id >= 0).then(|| BrokerId::new(answer.controller_id)),
             brokers,
+        })
+    }
+
+    /// Has the cluster forget a broker that is gone for good.
+    pub async fn unregister_broker(&self, broker: BrokerId) -> Result<()> {
+        let answer: UnregisterBrokerResponse = self
+            .cluster
+            .call_any(|_| {
+                let mut request = UnregisterBrokerRequest::default();
+                request.broker_id = broker.value();
+                request
+            })
+            .await?;
+        check(answer.error_code, answer.error_message.as_deref(), || {
+            format!("unregistering broker {broker}")
         })
     }
 

@@ -58,7 +58,7 @@ pub(super) fn chosen(
         })?;
     check_replication_factor(ring, replicas)?;
     spend(budget, partitions)?;
-    let start = random.random_range(0..ring.len());
+    let start = random.random_range(0..ring.active());
     (0..partitions)
         .map(|partition| first(image, ring.replicas(start, partition, replicas)))
         .collect()
@@ -140,7 +140,7 @@ pub(super) fn additional(
         let start = topic
             .partition(PartitionId::new(0))
             .and_then(|state| ring.place_of(*state.replicas.first()?))
-            .unwrap_or_else(|| random.random_range(0..ring.len()));
+            .unwrap_or_else(|| random.random_range(0..ring.active()));
         return (current..wanted)
             .map(|partition| first(image, ring.replicas(start, partition, replicas)))
             .collect();
@@ -186,7 +186,7 @@ fn first_assigned(
 
 fn check_replication_factor(ring: &Ring, replicas: usize) -> Result<(), ControllerError> {
     match ring.len() {
-        0 => Err(nobody_active(replicas)),
+        _ if ring.active() == 0 => Err(nobody_active(replicas)),
         brokers if replicas > brokers => Err(ControllerError::InvalidReplicationFactor(format!(
             "Unable to replicate the partition {replicas} time(s): The target replication \
                  factor of {replicas} cannot be reached because only {brokers} broker(s) are \
@@ -203,7 +203,8 @@ fn nobody_active(replicas: usize) -> ControllerError {
     ))
 }
 
-fn check_assignment(
+/// Whether replicas can be as the caller says: known brokers, alive or not, each once.
+pub(super) fn check_assignment(
     image: &ClusterImage,
     replicas: &[BrokerId],
     replication_factor: Option<usize>,
@@ -217,7 +218,7 @@ fn check_assignment(
         return invalid("an empty replica list.".to_owned());
     }
     for (at, &id) in replicas.iter().enumerate() {
-        if image.registration(id).is_none() {
+        if image.registration(id).is_none() && image.admission(id).is_none() {
             return invalid(format!("broker {id}, but no such broker is registered."));
         }
         if replicas[..at].contains(&id) {

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId};
 
 use super::{
-    ChangeSet, PartitionEdits, allows_unclean_election, is_current,
-    leaders::{Circumstances, Target, next_state},
+    ChangeSet, PartitionEdits, UNCLEAN_ELECTION, allows_unclean_election, is_current,
+    leaders::{Circumstances, Loss, Target, next_state},
     min_isr,
 };
 use crate::{
@@ -30,36 +30,42 @@ pub fn reconcile(image: &ClusterImage, settings: &ServerSettings) -> Vec<ChangeS
         .registrations()
         .filter(|broker| !image.is_admitted(broker))
         .map(|broker| {
-            let keeps_data = keeps_data(image, broker);
-            (broker.id, Arrival { broker, keeps_data })
+            let loss = loss(image, broker);
+            (broker.id, Arrival { broker, loss })
         })
         .collect();
     let registered: BTreeSet<BrokerId> = image.registrations().map(|broker| broker.id).collect();
+    let loss = |id| {
+        let arrival: Option<&Arrival<'_>> = arrivals.get(&id);
+        arrival.map_or(Loss::Nothing, |arrival| arrival.loss)
+    };
+    let without_data: Vec<BrokerId> = arrivals
+        .values()
+        .filter(|arrival| arrival.loss == Loss::Data)
+        .map(|arrival| arrival.broker.id)
+        .collect();
     let mut edits = PartitionEdits::new(image);
     for topic in image.topics() {
         for (partition, state) in topic.partitions() {
             let restarted = arrivals.contains_key(&state.leader);
+            let mut members = state.isr.iter().chain(&state.elr);
             let unaffected = state.leader != BrokerId::NONE
-                && !restarted
-                && state
-                    .isr
-                    .iter()
-                    .chain(&state.elr)
-                    .all(|id| registered.contains(id) && !arrivals.contains_key(id));
+                && members.all(|id| registered.contains(id) && !arrivals.contains_key(id))
+                && !without_data.iter().any(|id| state.replicas.contains(id));
             if unaffected {
                 continue;
             }
-            let lost = |id| arrivals.get(&id).is_some_and(|arrival| !arrival.keeps_data);
+            let stays = |&id: &BrokerId| registered.contains(&id) && loss(id) == Loss::Nothing;
             let target = Target {
-                isr: without(&state.isr, |id| !registered.contains(&id) || lost(id)),
-                lost: &lost,
+                isr: state.isr.iter().copied().filter(stays).collect(),
+                loss: &loss,
                 leader_restarted: restarted,
-                leader_recovery: state.leader_recovery,
+                ..Target::same(state)
             };
             let circumstances = Circumstances {
                 is_active: &|id| arrivals.contains_key(&id) || image.is_active(id),
                 is_alive: &|id| registered.contains(&id),
-                min_isr: min_isr(image, settings, &topic.name, state.replicas.len()),
+                min_isr: min_isr(image, settings, &topic.name),
                 unclean_election: allows_unclean_election(image, settings, &topic.name),
             };
             if let Some(next) = next_state(state, target, &circumstances) {
@@ -74,6 +80,59 @@ pub fn reconcile(image: &ClusterImage, settings: &ServerSettings) -> Vec<ChangeS
             .map(|arrival| admit(image, arrival.broker)),
     );
     changes
+}
+
+/// Forgets a broker that is gone for good: it is no longer eligible anywhere, and should
+/// it come back, nothing that it holds is relied on. Kafka lets a live one be
+/// unregistered, only to see it register again; here that would cost it its place in
+/// every ISR, so it is refused.
+pub fn unregister(
+    image: &ClusterImage,
+    settings: &ServerSettings,
+    broker: BrokerId,
+) -> Result<Vec<ChangeSet>, ControllerError> {
+    if image.registration(broker).is_some() {
+        return Err(ControllerError::BrokerIsAlive(broker.value()));
+    }
+    let admission = image
+        .admission(broker)
+        .ok_or(ControllerError::BrokerIdNotRegistered(broker.value()))?;
+    let mut edits = PartitionEdits::new(image);
+    for topic in image.topics() {
+        for (partition, state) in topic.partitions() {
+            if !state.replicas.contains(&broker) {
+                continue;
+            }
+            let target = Target {
+                isr: without(&state.isr, broker),
+                loss: &|id| {
+                    if id == broker {
+                        Loss::Data
+                    } else {
+                        Loss::Nothing
+                    }
+                },
+                ..Target::same(state)
+            };
+            let circumstances = Circumstances {
+                is_active: &|id| image.is_active(id),
+                is_alive: &|id| image.broker(id).is_some(),
+                min_isr: min_isr(image, settings, &topic.name),
+                unclean_election: allows_unclean_election(image, settings, &topic.name),
+            };
+            if let Some(next) = next_state(state, target, &circumstances) {
+                edits.set(topic, partition, next);
+            }
+        }
+    }
+    let key = Key::Admission(broker);
+    let mut forgetting = ChangeSet::default();
+    forgetting.require_absent(&Key::Broker(broker));
+    forgetting.require_modified(&key, admission.mod_revision);
+    forgetting.delete(&key);
+    let mut changes = edits.into_changes();
+    changes.push(forgetting);
+    Ok(changes)
 }
 
 /// What an interrupted creation or deletion of a topic left behind, to be deleted.
@@ -113,11 +172,11 @@ pub fn shut_down(
                 still_led += usize::from(state.leader == broker);
                 continue;
             }
-            let isr = without(&state.isr, |id| id == broker);
+            let isr = without(&state.isr, broker);
             let circumstances = Circumstances {
                 is_active: &is_active,
                 is_alive: &|id| id != broker && image.broker(id).is_some(),
-                min_isr: min_isr(image, settings, &topic.name, state.replicas.len()),
+                min_isr: min_isr(image, settings, &topic.name),
                 unclean_election: false,
             };
             let target = Target::isr(isr, state.leader_recovery);
@@ -144,24 +203,30 @@ pub fn shut_down(
 
 struct Arrival<'a> {
     broker: &'a BrokerImage,
-    keeps_data: bool,
+    loss: Loss,
 }
 
-/// Whether a new incarnation still has all that the last one had (I8): it stopped
-/// cleanly, or the page cache survived it, on the same disks.
-fn keeps_data(image: &ClusterImage, broker: &BrokerImage) -> bool {
+/// What a new incarnation may lack of what the last one had (I8). It has all if it
+/// stopped cleanly, or the page cache survived it, on the same disks.
+fn loss(image: &ClusterImage, broker: &BrokerImage) -> Loss {
     let registration = &broker.registration;
     let Some(last) = image.admission(broker.id).map(|admission| &admission.value) else {
-        // It was never here, so nothing was ever assigned to it.
-        return true;
+        // It was never here, or was unregistered: what its disks hold nobody knows.
+        return Loss::Data;
     };
-    let clean = registration.clean_shutdown_epoch == Some(last.broker_epoch);
-    let same_boot = !last.boot_id.is_empty() && registration.boot_id == last.boot_id;
     let same_disks = last
         .directories
         .iter()
         .all(|directory| registration.directories.contains(directory));
-    !registration.damaged && same_disks && (clean || same_boot)
+    let clean = registration.clean_shutdown_epoch == Some(last.broker_epoch);
+    let same_boot = !last.boot_id.is_empty() && registration.boot_id == last.boot_id;
+    if registration.damaged || !same_disks {
+        Loss::Data
+    } else if clean || same_boot {
+        Loss::Nothing
+    } else {
+        Loss::Tail
+    }
 }
 
 fn admit(image: &ClusterImage, broker: &BrokerImage) -> ChangeSet {
@@ -184,19 +249,28 @@ fn admit(image: &ClusterImage, broker: &BrokerImage) -> ChangeSet {
     changes
 }
 
-fn without(isr: &[BrokerId], leaves: impl Fn(BrokerId) -> bool) -> Vec<BrokerId> {
-    isr.iter().copied().filter(|&id| !leaves(id)).collect()
+fn without(isr: &[BrokerId], broker: BrokerId) -> Vec<BrokerId> {
+    isr.iter().copied().filter(|&id| id != broker).collect()
 }
 
-/// Whether [`reconcile`] could have something to do: a broker came or went.
-pub fn membership_changed(old: &ClusterImage, new: &ClusterImage) -> bool {
+/// Whether [`reconcile`] could have something to do: a broker came or went, or unclean
+/// elections were allowed where there is no leader.
+pub fn asks_for_reconciling(old: &ClusterImage, new: &ClusterImage) -> bool {
     let epochs = |image: &ClusterImage| -> Vec<(BrokerId, BrokerEpoch, bool)> {
         image
             .registrations()
             .map(|broker| (broker.id, broker.epoch, image.is_admitted(broker)))
             .collect()
     };
+    let unclean = |image: &ClusterImage, scope| {
+        let value = image.config_value(scope, UNCLEAN_ELECTION);
+        value.is_some_and(|value| value.trim() == "true")
+    };
+    let changed = || new.changes_since(old).configs;
     epochs(old) != epochs(new)
+        || changed()
+            .into_iter()
+            .any(|scope| unclean(new, scope) && !unclean(old, scope))
 }
 
 #[cfg(test)]

@@ -239,3 +239,179 @@ fn the_death_of_a_broker_costs_one_write_for_each_chunk() {
     assert_eq!(cluster.reconcile(), 3);
     check(&cluster, 299, 2, &[2], &[]);
 }
+
+fn wiped() -> BrokerValue {
+    BrokerValue {
+        directories: vec!["another disk".to_owned()],
+        ..registration()
+    }
+}
+
+#[test]
+fn the_last_leader_does_not_lead_again_on_a_wiped_disk_while_others_have_data() {
+    for damaged in [false, true] {
+        let mut cluster = cluster(2, &[&[1, 2]], "1");
+        cluster.unregister(2);
+        cluster.reconcile();
+        cluster.unregister(1);
+        cluster.reconcile();
+        check(&cluster, 0, -1, &[], &[1]);
+        let lost = if damaged {
+            BrokerValue {
+                damaged,
+                ..registration()
+            }
+        } else {
+            wiped()
+        };
+        cluster.register(1, &lost);
+        cluster.reconcile();
+        check(&cluster, 0, -1, &[], &[]);
+        assert_eq!(cluster.state("t", 0).lost_data, ids(&[1]));
+        // Nor does it after another start, which brings its records back as little.
+        cluster.unregister(1);
+        cluster.reconcile();
+        cluster.register(1, &lost);
+        cluster.reconcile();
+        check(&cluster, 0, -1, &[], &[]);
+        // 2 lags behind, but has most of it: the operator's word elects it, not 1.
+        cluster.register(2, &registration());
+        cluster.reconcile();
+        check(&cluster, 0, -1, &[], &[]);
+        let elections = crate::decide::elections::Elections {
+            kind: crate::decide::elections::ElectionKind::Unclean,
+            partitions: None,
+        };
+        let (changes, answers) =
+            crate::decide::elections::elect(&cluster.image, &settings(), &elections);
+        assert_eq!(answers.len(), 1);
+        cluster.apply(&changes);
+        check(&cluster, 0, 2, &[2], &[]);
+        assert_eq!(cluster.state("t", 0).lost_data, ids(&[1]));
+        // Once it has caught up it is as good as any.
+        cluster.propose("t", 0, &ids(&[1, 2])).unwrap();
+        assert!(cluster.state("t", 0).lost_data.is_empty());
+    }
+}
+
+#[test]
+fn the_only_replica_leads_again_on_a_wiped_disk() {
+    let mut cluster = cluster(1, &[&[1]], "1");
+    cluster.unregister(1);
+    cluster.reconcile();
+    cluster.register(1, &wiped());
+    cluster.reconcile();
+    check(&cluster, 0, 1, &[1], &[]);
+    assert!(cluster.state("t", 0).lost_data.is_empty());
+}
+
+#[test]
+fn after_a_power_failure_of_all_the_last_leader_leads_once_every_eligible_one_is_back() {
+    let mut cluster = cluster(3, &[&[1, 2, 3]], "2");
+    for broker in [1, 2, 3] {
+        cluster.unregister(broker);
+        cluster.reconcile();
+    }
+    check(&cluster, 0, -1, &[], &[2, 3]);
+    cluster.register(3, &of_another_boot());
+    cluster.reconcile();
+    // 2 may yet come back with everything.
+    check(&cluster, 0, -1, &[], &[2]);
+    cluster.register(2, &of_another_boot());
+    cluster.reconcile();
+    check(&cluster, 0, 3, &[3], &[]);
+    assert_eq!(
+        cluster.state("t", 0).leader_recovery,
+        LeaderRecovery::Recovering
+    );
+}
+
+#[test]
+fn unclean_elections_that_become_allowed_are_held() {
+    let mut cluster = cluster(2, &[&[1, 2]], "1");
+    cluster.unregister(2);
+    cluster.reconcile();
+    cluster.unregister(1);
+    cluster.reconcile();
+    cluster.register(2, &registration());
+    cluster.reconcile();
+    check(&cluster, 0, -1, &[], &[1]);
+    let before = cluster.image.clone();
+    assert!(!asks_for_reconciling(&before, &cluster.image));
+    let allowed = [("unclean.leader.election.enable", "true")];
+    let allowed: crate::keys::ConfigValue = allowed
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    let scope = crate::keys::ConfigScope::Topic("t".into());
+    cluster.put(&Key::Config(scope), print_value(&allowed));
+    assert!(asks_for_reconciling(&before, &cluster.image));
+    cluster.reconcile();
+    check(&cluster, 0, 2, &[2], &[]);
+}
+
+#[test]
+fn a_broker_is_unregistered_once_it_is_gone_and_then_counts_for_nothing() {
+    let mut cluster = cluster(3, &[&[1, 2, 3]], "2");
+    let unregister =
+        |cluster: &Cluster, broker| unregister(&cluster.image, &settings(), id(broker));
+    assert_eq!(
+        unregister(&cluster, 3),
+        Err(ControllerError::BrokerIsAlive(3))
+    );
+    assert_eq!(
+        unregister(&cluster, 9),
+        Err(ControllerError::BrokerIdNotRegistered(9))
+    );
+    for broker in [1, 2, 3] {
+        cluster.unregister(broker);
+        cluster.reconcile();
+    }
+    check(&cluster, 0, -1, &[], &[2, 3]);
+    let changes = unregister(&cluster, 3).unwrap();
+    cluster.apply(&changes);
+    check(&cluster, 0, -1, &[], &[2]);
+    assert!(cluster.image.admission(id(3)).is_none());
+    // Whoever comes under its id is not taken for it.
+    cluster.register(3, &registration());
+    cluster.reconcile();
+    check(&cluster, 0, -1, &[], &[2]);
+    assert_eq!(cluster.state("t", 0).lost_data, ids(&[3]));
+    cluster.register(2, &registration());
+    cluster.reconcile();
+    check(&cluster, 0, 2, &[2], &[]);
+}
+
+#[test]
+fn a_broker_that_comes_back_while_it_is_unregistered_is_not_forgotten() {
+    let mut cluster = cluster(2, &[&[1, 2]], "1");
+    cluster.unregister(2);
+    cluster.reconcile();
+    let late = unregister(&cluster.image, &settings(), id(2)).unwrap();
+    cluster.register(2, &registration());
+    assert!(!cluster.would_accept(late.last().unwrap()));
+}
+
+#[test]
+fn a_topic_deleted_while_a_broker_is_away_leaves_nothing_for_its_return() {
+    let mut cluster = cluster(2, &[&[1, 2], &[2, 1]], "1");
+    let topic = cluster.image.topic("t").unwrap().id;
+    cluster.unregister(2);
+    cluster.reconcile();
+    let gone = topics::TopicSelector::Name("t".to_owned());
+    let (changes, _) = topics::delete(&cluster.image, &[gone]);
+    cluster.apply(&changes);
+    let entries = cluster.entry_count();
+    cluster.create("t", &[&[1]]);
+    cluster.register(2, &registration());
+    cluster.reconcile();
+    // By its id the topic is another, and the deleted one's states are gone.
+    assert_ne!(cluster.image.topic("t").unwrap().id, topic);
+    assert_eq!(cluster.image.chunks_of(topic).count(), 0);
+    assert!(cluster.image.topic_by_id(topic).is_none());
+    assert_eq!(
+        cluster.entry_count(),
+        entries + 3,
+        "the topic, its states, the broker"
+    );
+}

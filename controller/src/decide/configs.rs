@@ -2,18 +2,23 @@
 //! incremental changes (KIP-339) and full replacements, all checked by the settings table
 //! before anything is stored.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use yuxi_protocol::ids::BrokerId;
 
-use super::ChangeSet;
+use super::{
+    ChangeSet, PartitionEdits,
+    leaders::{Circumstances, Target, next_state},
+};
 use crate::{
     ControllerError,
     image::ClusterImage,
     keys::{ConfigScope, ConfigValue, Key, print_value},
-    settings::{Kind, broker, topic},
+    settings::{Kind, ServerSettings, broker, topic},
 };
+
+const MIN_ISR: &str = "min.insync.replicas";
 
 /// The overrides of one scope to change.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,8 +52,12 @@ pub enum ConfigStep {
 }
 
 /// Decides on changes of overrides, one answer for each scope.
+///
+/// Where `min.insync.replicas` falls, those who were eligible because of the old value
+/// lose that first: by the new one the ISR may acknowledge without them (I9).
 pub fn alter(
     image: &ClusterImage,
+    settings: &ServerSettings,
     alterations: &[ConfigAlteration],
 ) -> (Vec<ChangeSet>, Vec<Result<(), ControllerError>>) {
     let mut seen = BTreeSet::new();
@@ -58,6 +67,7 @@ pub fn alter(
         .filter(|&scope| !seen.insert(scope))
         .collect();
     let mut changes = Vec::new();
+    let mut new_values = BTreeMap::new();
     let answers = alterations
         .iter()
         .map(|alteration| {
@@ -66,11 +76,62 @@ pub fn alter(
                     "Each resource must appear at most once.".to_owned(),
                 ));
             }
-            changes.extend(alter_scope(image, alteration)?);
+            if let Some((new, change)) = alter_scope(image, alteration)? {
+                new_values.insert(&alteration.scope, new);
+                changes.push(change);
+            }
             Ok(())
         })
         .collect();
-    (changes, answers)
+    let mut all = with_new_min_isr(image, settings, &new_values);
+    all.append(&mut changes);
+    (all, answers)
+}
+
+/// Takes from the ELR who is no longer eligible by the new values.
+fn with_new_min_isr(
+    image: &ClusterImage,
+    settings: &ServerSettings,
+    new_values: &BTreeMap<&ConfigScope, ConfigValue>,
+) -> Vec<ChangeSet> {
+    let changed = |scope: &ConfigScope| {
+        let new = new_values.get(scope)?;
+        (new.get(MIN_ISR).map(String::as_str) != image.config_value(scope, MIN_ISR)).then_some(new)
+    };
+    let of_cluster = changed(&ConfigScope::Cluster);
+    let mut edits = PartitionEdits::new(image);
+    for topic in image.topics() {
+        let of_topic = changed(&ConfigScope::Topic(topic.name.clone()));
+        if of_topic.is_none() && of_cluster.is_none() {
+            continue;
+        }
+        let value = |scope: ConfigScope, new: Option<&ConfigValue>| {
+            let text = match new {
+                Some(new) => new.get(MIN_ISR).map(String::as_str),
+                None => image.config_value(&scope, MIN_ISR),
+            };
+            text?.trim().parse::<usize>().ok()
+        };
+        let min_isr = value(ConfigScope::Topic(topic.name.clone()), of_topic)
+            .or_else(|| value(ConfigScope::Cluster, of_cluster))
+            .or_else(|| usize::try_from(settings.min_insync_replicas).ok())
+            .unwrap_or(1);
+        let circumstances = Circumstances {
+            is_active: &|id| image.is_active(id),
+            is_alive: &|id| image.broker(id).is_some(),
+            min_isr,
+            unclean_election: false,
+        };
+        for (partition, state) in topic
+            .partitions()
+            .filter(|(_, state)| !state.elr.is_empty())
+        {
+            if let Some(next) = next_state(state, Target::same(state), &circumstances) {
+                edits.set(topic, partition, next);
+            }
+        }
+    }
+    edits.into_changes()
 }
 
 /// The overrides that a new topic is created with, if any.
@@ -90,7 +151,7 @@ pub(super) fn of_new_topic(
 fn alter_scope(
     image: &ClusterImage,
     alteration: &ConfigAlteration,
-) -> Result<Option<ChangeSet>, ControllerError> {
+) -> Result<Option<(ConfigValue, ChangeSet)>, ControllerError> {
     let scope = &alteration.scope;
     check_exists(image, scope)?;
     let current = image.config(scope);
@@ -111,6 +172,12 @@ fn alter_scope(
             given_values(values)?
         }
     };
+    if matches!(scope, ConfigScope::Broker(_)) && new.get(MIN_ISR) != old.get(MIN_ISR) {
+        // The controller must know by which number a leader acknowledges (I9).
+        return Err(ControllerError::InvalidConfig(format!(
+            "Broker-level {MIN_ISR} cannot be altered while ELR is enabled."
+        )));
+    }
     // What stood there before was valid when it was set; a later version that knows
     // less must not make the other overrides unchangeable.
     for (name, value) in &new {
@@ -135,7 +202,7 @@ fn alter_scope(
     } else {
         changes.put(&key, print_value(&new));
     }
-    Ok(Some(changes))
+    Ok(Some((new, changes)))
 }
 
 fn check_exists(image: &ClusterImage, scope: &ConfigScope) -> Result<(), ControllerError> {

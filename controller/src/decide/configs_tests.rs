@@ -58,7 +58,7 @@ fn set(value: &str) -> ConfigStep {
 }
 
 fn try_alter(cluster: &mut Cluster, alteration: ConfigAlteration) -> Result<(), ControllerError> {
-    let (changes, mut answers) = alter(&cluster.image, &[alteration]);
+    let (changes, mut answers) = alter(&cluster.image, &settings(), &[alteration]);
     cluster.apply(&changes);
     answers.remove(0)
 }
@@ -140,6 +140,7 @@ fn what_is_wrong_in_one_resource_changes_nothing_of_it_and_all_of_the_others() {
     let (good, bad) = (of_topic("good"), of_topic("bad"));
     let (changes, answers) = alter(
         &cluster.image,
+        &settings(),
         &[
             incremental(
                 &bad,
@@ -204,7 +205,7 @@ fn what_is_named_twice_is_refused() {
     let answer = try_alter(&mut cluster, incremental(&t, &twice));
     assert!(matches!(answer, Err(ControllerError::InvalidRequest(_))));
     let once = incremental(&t, &[("flush.ms", set("1"))]);
-    let (changes, answers) = alter(&cluster.image, &[once.clone(), once]);
+    let (changes, answers) = alter(&cluster.image, &settings(), &[once.clone(), once]);
     assert!(changes.is_empty());
     assert!(answers.iter().all(Result::is_err));
 }
@@ -218,4 +219,39 @@ fn overrides_that_are_as_they_were_write_nothing() {
     let before = cluster.image.revision();
     try_alter(&mut cluster, step).unwrap();
     assert_eq!(cluster.image.revision(), before);
+}
+
+#[test]
+fn a_lower_min_isr_first_takes_the_eligibility_of_those_it_no_longer_needs() {
+    let of_cluster = ConfigScope::Cluster;
+    for scope in [of_topic("t"), of_cluster] {
+        let mut cluster = Cluster::of(2);
+        let two = [("min.insync.replicas", set("2"))];
+        try_alter(&mut cluster, incremental(&ConfigScope::Cluster, &two)).unwrap();
+        cluster.create("t", &[&[1, 2]]);
+        cluster.unregister(2);
+        cluster.reconcile();
+        assert_eq!(cluster.state("t", 0).elr, [id(2)]);
+        let one = incremental(&scope, &[("min.insync.replicas", set("1"))]);
+        let (changes, _) = alter(&cluster.image, &settings(), &[one]);
+        let of_config = |set: &ChangeSet| set.operations[0].key().starts_with("configs/");
+        assert_eq!(changes.len(), 2);
+        assert!(
+            of_config(&changes[1]),
+            "the config is the last to be written"
+        );
+        cluster.apply(&changes);
+        assert!(cluster.state("t", 0).elr.is_empty(), "{scope:?}");
+    }
+}
+
+#[test]
+fn one_broker_alone_can_not_have_another_min_isr() {
+    let mut cluster = cluster(&[]);
+    let scope = ConfigScope::Broker(id(1));
+    let answer = try_alter(
+        &mut cluster,
+        incremental(&scope, &[("min.insync.replicas", set("2"))]),
+    );
+    assert!(matches!(answer, Err(ControllerError::InvalidConfig(_))));
 }

@@ -49,7 +49,9 @@ pub struct IsrProposal {
 /// Each proposal's new state, or why it is refused, in the order of the proposals.
 pub type IsrAnswers = Vec<Result<PartitionState, ControllerError>>;
 
-/// Decides on the proposals of one broker.
+/// Decides on the proposals of one broker. One that completes a reassignment and takes
+/// the leadership from it is made and answered with
+/// [`ControllerError::NewLeaderElected`], as in Kafka.
 pub fn alter_partitions(
     image: &ClusterImage,
     settings: &ServerSettings,
@@ -68,10 +70,10 @@ pub fn alter_partitions(
     (edits.into_changes(), answers)
 }
 
-fn alter(
-    image: &ClusterImage,
+fn alter<'a>(
+    image: &'a ClusterImage,
     settings: &ServerSettings,
-    edits: &mut PartitionEdits<'_>,
+    edits: &mut PartitionEdits<'a>,
     broker: BrokerId,
     proposal: &IsrProposal,
 ) -> Result<PartitionState, ControllerError> {
@@ -87,7 +89,7 @@ fn alter(
     let circumstances = Circumstances {
         is_active: &|id| image.is_active(id),
         is_alive: &|id| image.broker(id).is_some(),
-        min_isr: min_isr(image, settings, &topic.name, old.replicas.len()),
+        min_isr: min_isr(image, settings, &topic.name),
         unclean_election: allows_unclean_election(image, settings, &topic.name),
     };
     let target = Target::isr(isr, proposal.leader_recovery);
@@ -95,7 +97,13 @@ fn alter(
         return Ok(old);
     };
     edits.set(topic, proposal.partition, next.clone());
-    Ok(next)
+    if next.leader == broker {
+        Ok(next)
+    } else {
+        // It completes a reassignment that takes the leader away. The change is made, and
+        // the proposer learns the rest from the image.
+        Err(ControllerError::NewLeaderElected)
+    }
 }
 
 fn check(

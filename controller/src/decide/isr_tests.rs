@@ -173,6 +173,7 @@ fn a_member_in_another_incarnation_than_the_leader_saw_may_not_join() {
     late.partitions[0].isr.clone_from(&stale.partitions[0].isr);
     check_refused(&cluster, &late, &ControllerError::IneligibleReplica);
     cluster.reconcile();
+    late.partitions[0].partition_epoch = cluster.state("t", 0).partition_epoch;
     check_refused(&cluster, &late, &ControllerError::IneligibleReplica);
     // Under its new epoch it may, once it has caught up again.
     let (_, answer) = decide(&cluster, &proposal(&cluster, topic, &[1, 2, 3]));

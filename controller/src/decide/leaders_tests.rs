@@ -15,6 +15,9 @@ fn state(replicas: &[i32], isr: &[i32], elr: &[i32], leader: i32) -> PartitionSt
         partition_epoch: 7,
         leader_recovery: LeaderRecovery::Recovered,
         last_known_leader: None,
+        adding_replicas: Vec::new(),
+        removing_replicas: Vec::new(),
+        lost_data: Vec::new(),
     }
 }
 
@@ -116,7 +119,13 @@ fn outside_isr_and_elr_only_the_operators_word_makes_a_leader_and_it_has_to_reco
 #[test]
 fn when_every_eligible_replica_may_have_lost_records_the_last_leader_leads_again() {
     let old = state(&[1, 2], &[1], &[], 1);
-    let lost = |broker| broker == id(1);
+    let loss = |broker| {
+        if broker == id(1) {
+            Loss::Tail
+        } else {
+            Loss::Nothing
+        }
+    };
     let circumstances = Circumstances {
         is_active: &|_| true,
         is_alive: &|_| true,
@@ -124,10 +133,9 @@ fn when_every_eligible_replica_may_have_lost_records_the_last_leader_leads_again
         unclean_election: false,
     };
     let target = Target {
-        isr: Vec::new(),
-        lost: &lost,
+        loss: &loss,
         leader_restarted: true,
-        leader_recovery: LeaderRecovery::Recovered,
+        ..Target::isr(Vec::new(), LeaderRecovery::Recovered)
     };
     let new = next_state(&old, target, &circumstances).unwrap();
     assert_eq!((new.leader, new.isr), (id(1), ids(&[1])));

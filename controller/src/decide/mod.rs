@@ -9,10 +9,12 @@
 pub mod assignment;
 pub mod brokers;
 pub mod configs;
+pub mod elections;
 pub mod isr;
 pub mod leaders;
 mod placement;
 pub mod producer_ids;
+pub mod reassignment;
 pub mod topics;
 
 use std::collections::BTreeMap;
@@ -21,11 +23,13 @@ use bytes::Bytes;
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, PartitionId, TopicId};
 
 use crate::{
-    image::{ClusterImage, TopicImage},
+    image::{ClusterImage, PartitionChunk, TopicImage},
     keys::{ConfigScope, Key, PARTITIONS_PER_CHUNK, PartitionState, print_partitions},
     settings::ServerSettings,
     store::{Guard, Operation, Revision},
 };
+
+const UNCLEAN_ELECTION: &str = "unclean.leader.election.enable";
 
 /// Changes that belong together, with what must still be true when they are applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,7 +75,13 @@ impl ChangeSet {
 /// New states of partitions, gathered so that each stored chunk is written once.
 pub(crate) struct PartitionEdits<'a> {
     image: &'a ClusterImage,
-    chunks: BTreeMap<(TopicId, u32), (Revision, Vec<PartitionState>)>,
+    chunks: BTreeMap<(TopicId, u32), ChunkEdits<'a>>,
+}
+
+/// What changes in one chunk. What doesn't is written from where it stands.
+struct ChunkEdits<'a> {
+    stored: &'a PartitionChunk,
+    states: BTreeMap<usize, PartitionState>,
 }
 
 impl<'a> PartitionEdits<'a> {
@@ -86,37 +96,43 @@ impl<'a> PartitionEdits<'a> {
     pub(crate) fn get(&self, topic: TopicId, partition: PartitionId) -> Option<&PartitionState> {
         let current = self.image.topic_by_id(topic)?.partition(partition)?;
         let (chunk, at) = place(partition);
-        match self.chunks.get(&(topic, chunk)) {
-            Some((_, states)) => states.get(at),
-            None => Some(current),
-        }
+        let edited = self
+            .chunks
+            .get(&(topic, chunk))
+            .and_then(|chunk| chunk.states.get(&at));
+        Some(edited.unwrap_or(current))
     }
 
     /// Gives a partition that exists a new state.
     pub(crate) fn set(
         &mut self,
-        topic: &TopicImage,
+        topic: &'a TopicImage,
         partition: PartitionId,
         state: PartitionState,
     ) {
         let (chunk, at) = place(partition);
-        let (_, states) = self.chunks.entry((topic.id, chunk)).or_insert_with(|| {
+        let edits = self.chunks.entry((topic.id, chunk)).or_insert_with(|| {
             let stored = topic
                 .chunk(chunk as usize)
                 .expect("a partition that exists stands in a chunk");
-            (stored.mod_revision, stored.states.clone())
+            ChunkEdits {
+                stored,
+                states: BTreeMap::new(),
+            }
         });
-        states[at] = state;
+        edits.states.insert(at, state);
     }
 
     pub(crate) fn into_changes(self) -> Vec<ChangeSet> {
         self.chunks
             .into_iter()
-            .map(|((topic, chunk), (mod_revision, states))| {
+            .map(|((topic, chunk), edits)| {
                 let key = Key::Partitions(topic, chunk);
                 let mut changes = ChangeSet::default();
-                changes.require_modified(&key, mod_revision);
-                changes.put(&key, print_partitions(chunk, &states));
+                changes.require_modified(&key, edits.stored.mod_revision);
+                let stored = edits.stored.states.iter().enumerate();
+                let states = stored.map(|(at, old)| edits.states.get(&at).unwrap_or(old));
+                changes.put(&key, print_partitions(chunk, states));
                 changes
             })
             .collect()
@@ -149,20 +165,20 @@ fn topic_override<T: std::str::FromStr>(
         .find_map(|scope| image.config_value(scope, name)?.trim().parse().ok())
 }
 
-/// `min.insync.replicas` of a topic, as far as its number of replicas allows.
-fn min_isr(image: &ClusterImage, settings: &ServerSettings, topic: &str, replicas: usize) -> usize {
+/// `min.insync.replicas` of a topic.
+fn min_isr(image: &ClusterImage, settings: &ServerSettings, topic: &str) -> usize {
     let configured =
         topic_override(image, topic, "min.insync.replicas").unwrap_or(settings.min_insync_replicas);
-    usize::try_from(configured)
-        .unwrap_or(1)
-        .clamp(1, replicas.max(1))
+    usize::try_from(configured).unwrap_or(1)
 }
 
 /// `unclean.leader.election.enable` of a topic.
 fn allows_unclean_election(image: &ClusterImage, settings: &ServerSettings, topic: &str) -> bool {
-    topic_override(image, topic, "unclean.leader.election.enable")
+    topic_override(image, topic, UNCLEAN_ELECTION)
         .unwrap_or(settings.unclean_leader_election_enable)
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 pub(crate) mod testing;

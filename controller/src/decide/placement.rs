@@ -4,7 +4,8 @@
 //!
 //! Brokers stand in a ring in which neighbours are of different racks. Partition
 //! `p` begins at place `start + p`; its other replicas are taken walking on from there,
-//! one place later in every round.
+//! one place later in every round. Brokers that are away are taken only where those that
+//! are there do not suffice, after all of them.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,6 +16,7 @@ use crate::image::ClusterImage;
 /// The brokers that new replicas may be placed on.
 pub(super) struct Ring {
     places: Vec<Place>,
+    away: Vec<BrokerId>,
 }
 
 struct Place {
@@ -23,13 +25,19 @@ struct Place {
 }
 
 impl Ring {
-    /// The active brokers of the cluster.
+    /// The brokers of the cluster.
     pub(super) fn of(image: &ClusterImage) -> Self {
         let active = image.brokers().filter(|broker| image.is_active(broker.id));
-        Self::new(active.map(|broker| (broker.id, broker.registration.rack.as_deref())))
+        Self::new(
+            active.map(|broker| (broker.id, broker.registration.rack.as_deref())),
+            image.known_brokers().filter(|&id| !image.is_active(id)),
+        )
     }
 
-    fn new<'a>(brokers: impl Iterator<Item = (BrokerId, Option<&'a str>)>) -> Self {
+    fn new<'a>(
+        brokers: impl Iterator<Item = (BrokerId, Option<&'a str>)>,
+        away: impl Iterator<Item = BrokerId>,
+    ) -> Self {
         let mut by_rack: BTreeMap<Option<&str>, VecDeque<BrokerId>> = BTreeMap::new();
         for (broker, rack) in brokers {
             by_rack.entry(rack).or_default().push_back(broker);
@@ -50,11 +58,20 @@ impl Ring {
                 }
             }
         }
-        Self { places }
+        Self {
+            places,
+            away: away.collect(),
+        }
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// How many brokers are active.
+    pub(super) fn active(&self) -> usize {
         self.places.len()
+    }
+
+    /// How many brokers there are, be they away.
+    pub(super) fn len(&self) -> usize {
+        self.places.len() + self.away.len()
     }
 
     /// The place of a broker, if it is in the ring.
@@ -63,10 +80,20 @@ impl Ring {
     }
 
     /// The replicas of partition `partition` of a topic whose partition 0 begins at `start`.
-    /// There must be at least as many brokers as replicas.
+    /// There must be at least as many brokers as replicas, and one that is active.
     pub(super) fn replicas(&self, start: usize, partition: usize, count: usize) -> Vec<BrokerId> {
         let brokers = self.places.len();
-        assert!(count <= brokers, "{count} replicas on {brokers} brokers");
+        assert!(
+            count <= self.len(),
+            "{count} replicas on {} brokers",
+            self.len()
+        );
+        if count > brokers {
+            let mut replicas = self.replicas(start, partition, brokers);
+            let away = self.away.iter().cycle().skip(partition % self.away.len());
+            replicas.extend(away.take(count - brokers));
+            return replicas;
+        }
         let first = (start + partition) % brokers;
         let mut replicas = vec![self.places[first].broker];
         let mut racks = vec![self.places[first].rack];
@@ -100,7 +127,8 @@ mod tests {
     use super::*;
 
     fn ring(racks: &[Option<&str>]) -> Ring {
-        Ring::new((0..).map(BrokerId::new).zip(racks.iter().copied()))
+        let away = std::iter::empty();
+        Ring::new((0..).map(BrokerId::new).zip(racks.iter().copied()), away)
     }
 
     fn counts(placed: &[Vec<BrokerId>], of: impl Fn(&[BrokerId]) -> &[BrokerId]) -> Vec<usize> {
@@ -159,6 +187,21 @@ mod tests {
             .map(|round| ring.replicas(0, round * 4, 2)[1])
             .collect();
         assert_eq!(followers.len(), 3);
+    }
+
+    #[test]
+    fn brokers_that_are_away_are_taken_last_and_in_turn() {
+        let ids = |range: std::ops::Range<i32>| range.map(BrokerId::new);
+        let ring = Ring::new(ids(0..2).map(|id| (id, None)), ids(2..4));
+        assert_eq!((ring.active(), ring.len()), (2, 4));
+        let placed: Vec<_> = (0..4).map(|p| ring.replicas(0, p, 3)).collect();
+        assert!(
+            placed
+                .iter()
+                .all(|r| r[..2].iter().all(|id| id.value() < 2))
+        );
+        assert_eq!(counts(&placed, |r| &r[..1]), [2, 2]);
+        assert_eq!(counts(&placed, |r| &r[2..]), [2, 2]);
     }
 
     #[test]

@@ -4,12 +4,18 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use yuxi_protocol::ids::{BrokerEpoch, BrokerId, PartitionId};
+use rand::{SeedableRng as _, rngs::StdRng};
+use yuxi_protocol::ids::{BrokerEpoch, BrokerId, PartitionId, TopicId};
 
-use super::ChangeSet;
+use super::{
+    ChangeSet,
+    isr::{IsrProposal, IsrProposals, alter_partitions},
+    topics::{self, ManualAssignment, NewTopic},
+};
 use crate::{
+    ControllerError,
     image::ClusterImage,
-    keys::{BrokerValue, Key, PartitionState, print_value},
+    keys::{BrokerValue, Key, LeaderRecovery, PartitionState, print_value},
     settings::ServerSettings,
     store::{Batch, Change, Entry, Guard, Operation, Revision},
 };
@@ -69,6 +75,56 @@ impl Cluster {
         let changes = super::brokers::reconcile(&self.image, &settings());
         self.apply(&changes);
         changes.len()
+    }
+
+    /// Creates a topic with these replicas.
+    pub(crate) fn create(&mut self, topic: &str, assignments: &[&[i32]]) -> TopicId {
+        let topic = NewTopic {
+            adopted: None,
+            name: topic.to_owned(),
+            partitions: -1,
+            replication_factor: -1,
+            assignments: (0..)
+                .map(PartitionId::new)
+                .zip(assignments)
+                .map(|(partition, replicas)| ManualAssignment {
+                    partition,
+                    replicas: ids(replicas),
+                })
+                .collect(),
+            configs: Vec::new(),
+        };
+        let mut random = StdRng::seed_from_u64(self.image.topic_count() as u64);
+        let (changes, answers) = topics::create(&self.image, &settings(), &[topic], &mut random);
+        self.apply(&changes);
+        answers[0].as_ref().expect("a legal topic").id
+    }
+
+    /// What the leader of a partition proposes as its ISR, every member in its current
+    /// incarnation.
+    pub(crate) fn propose(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        isr: &[BrokerId],
+    ) -> Result<PartitionState, ControllerError> {
+        let state = self.state(topic, partition);
+        let epoch = |id| self.image.broker(id).map(|broker| broker.epoch);
+        let proposals = IsrProposals {
+            broker: state.leader,
+            broker_epoch: epoch(state.leader).unwrap_or(BrokerEpoch::new(-1)),
+            partitions: vec![IsrProposal {
+                topic: self.image.topic(topic).expect("the topic exists").id,
+                partition: PartitionId::new(partition),
+                leader_epoch: state.leader_epoch,
+                partition_epoch: state.partition_epoch,
+                isr: isr.iter().map(|&id| (id, epoch(id))).collect(),
+                leader_recovery: LeaderRecovery::Recovered,
+            }],
+        };
+        let (changes, mut answers) = alter_partitions(&self.image, &settings(), &proposals);
+        self.apply(&changes);
+        answers.remove(0)
     }
 
     pub(crate) fn epoch(&self, broker: i32) -> BrokerEpoch {

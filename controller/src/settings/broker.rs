@@ -165,6 +165,19 @@ server_settings! {
         default_replication_factor: i16 =
             "default.replication.factor", Some("1"), AtLeast(1), AtStart;
     }
+    "Leaders" {
+        /// Whether leaders go back to their preferred replicas by themselves once these are in
+        /// sync again.
+        auto_leader_rebalance_enable: bool =
+            "auto.leader.rebalance.enable", Some("true"), Any, AtStart;
+        /// How often the controller looks whether leaders should go back.
+        leader_imbalance_check_interval_seconds: i64 =
+            "leader.imbalance.check.interval.seconds", Some("300"), AtLeast(1), AtStart;
+        /// How many percent of the partitions that a broker should lead may be led by others
+        /// before they go back to it.
+        leader_imbalance_per_broker_percentage: i32 =
+            "leader.imbalance.per.broker.percentage", Some("10"), AtLeast(0), AtStart;
+    }
     "What a topic has that does not say otherwise" {
         /// The largest batch of records that is accepted, in bytes after compression.
         message_max_bytes: i32 = "message.max.bytes", Some("1048588"), AtLeast(0), Running;

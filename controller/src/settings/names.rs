@@ -77,8 +77,6 @@ pub(super) const NOT_HERE: &[(&str, &str)] = &[
     ("replica.", NO_REPLICATION),
     ("num.replica.fetchers", NO_REPLICATION),
     ("broker.heartbeat.interval.ms", NO_REPLICATION),
-    ("auto.leader.rebalance.enable", NO_REPLICATION),
-    ("leader.imbalance.", NO_REPLICATION),
     (
         "controlled.shutdown.",
         "a broker always shuts down in order; remove it",

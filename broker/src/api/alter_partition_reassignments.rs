@@ -1,0 +1,86 @@
+//! AlterPartitionReassignments (key 45): gives partitions other replicas while they serve
+//! (KIP-455), or stops doing so.
+
+use super::Context;
+use yuxi_controller::{
+    ControllerError,
+    decide::reassignment::{Reassignment, Reassignments},
+};
+use yuxi_protocol::{
+    codec::StrBytes,
+    error_code::ErrorCode,
+    ids::{BrokerId, PartitionId},
+    message,
+    messages::{
+        AlterPartitionReassignmentsRequest, AlterPartitionReassignmentsResponse,
+        alter_partition_reassignments_response::{
+            ReassignablePartitionResponse, ReassignableTopicResponse,
+        },
+    },
+};
+
+/// Whether the number of replicas may change can be said from this version on; before, it
+/// may.
+const FIXED_FACTOR_FROM: i16 = 1;
+
+pub(super) async fn handle(
+    context: Context,
+    request: AlterPartitionReassignmentsRequest,
+) -> AlterPartitionReassignmentsResponse {
+    let may_resize = context.version < FIXED_FACTOR_FROM || request.allow_replication_factor_change;
+    let partitions = request
+        .topics
+        .iter()
+        .flat_map(|topic| topic.partitions.iter().map(move |part| (topic, part)))
+        .map(|(topic, part)| Reassignment {
+            topic: topic.name.as_str().to_owned(),
+            partition: PartitionId::new(part.partition_index),
+            replicas: part.replicas.as_ref().map(|replicas| {
+                let ids = replicas.iter().copied();
+                ids.map(BrokerId::new).collect()
+            }),
+        })
+        .collect();
+    let node = &context.node;
+    let reassignments = Reassignments {
+        partitions,
+        allow_replication_factor_change: may_resize,
+    };
+    let answers = node.controller.alter_reassignments(reassignments).await;
+    node.caught_up().await;
+    let mut answers = answers.into_iter();
+    let responses = request
+        .topics
+        .into_iter()
+        .map(|topic| {
+            let partitions = topic.partitions.iter().map(|part| part.partition_index);
+            message!(ReassignableTopicResponse {
+                name: topic.name,
+                partitions: partitions
+                    .zip(answers.by_ref())
+                    .map(|(index, answer)| partition(index, answer))
+                    .collect(),
+            })
+        })
+        .collect();
+    let mut response = message!(AlterPartitionReassignmentsResponse { responses });
+    if context.version >= FIXED_FACTOR_FROM {
+        response.allow_replication_factor_change = may_resize;
+    }
+    response
+}
+
+fn partition(
+    partition_index: i32,
+    answer: Result<(), ControllerError>,
+) -> ReassignablePartitionResponse {
+    message!(ReassignablePartitionResponse {
+        partition_index,
+        error_code: answer
+            .as_ref()
+            .err()
+            .map_or(ErrorCode::None, ControllerError::error_code)
+            .code(),
+        error_message: answer.err().map(|error| StrBytes::from(error.to_string())),
+    })
+}
