@@ -264,7 +264,7 @@ async fn records_in_and_out(table: &mut Table) {
         .row(
             |version| produce(version, TOPIC, topic_id, 1, Bytes::from_static(b"no batch")),
             |_, answer| {
-                let expected = code(ErrorCode::CorruptMessage);
+                let expected = code(ErrorCode::InvalidRecord);
                 assert_eq!(only_partition(answer).error_code, expected);
             },
         )
