@@ -33,6 +33,7 @@ fn describe(partition: &Partition, image: &ClusterImage) -> PartitionState {
     let id = partition.id();
     let Status {
         is_leader,
+        lag,
         is_offline,
         in_sync,
         min_in_sync,
@@ -50,6 +51,7 @@ fn describe(partition: &Partition, image: &ClusterImage) -> PartitionState {
         is_offline,
         is_under_replicated: is_leader && in_sync < replicas,
         is_under_min_isr: is_leader && in_sync < min_in_sync,
+        lag,
         log_start_offset: offsets.log_start.value(),
         log_end_offset: offsets.log_end.value(),
         size_bytes,

@@ -9,6 +9,7 @@ mod adoption;
 mod api;
 mod gathered;
 mod groups;
+mod handover;
 mod internal_topics;
 mod log_config;
 mod maintenance;
@@ -18,6 +19,7 @@ mod node;
 mod partition;
 mod producer_ids;
 mod replicas;
+mod replication;
 mod time;
 
 // For `benches/`, which see a crate from outside.
@@ -52,6 +54,9 @@ use yuxi_protocol::ids::{BrokerEpoch, BrokerId, TopicId};
 /// A session of the embedded store lives and dies with this process, so it is only made
 /// long enough that a suspended machine does not end it.
 const EMBEDDED_SESSION: Duration = Duration::from_hours(24 * 365);
+
+/// How long a shutdown waits for other brokers to take over.
+const HANDOVER_TIME: Duration = Duration::from_secs(20);
 
 /// How long a broker of this process that has ended may need to let go of its store.
 const LETTING_GO: Duration = Duration::from_secs(5);
@@ -100,6 +105,9 @@ pub enum StartError {
         /// The cluster in its `meta.properties`.
         cluster_id: String,
     },
+    /// The logs could not be checked.
+    #[error("the logs could not be checked: {0}")]
+    Logs(String),
     /// A data directory written by another broker cannot be taken over.
     #[error("the topics in the data directory: {0}")]
     Adoption(String),
@@ -119,7 +127,6 @@ pub struct Broker {
     node: Arc<Node>,
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
-    epoch: BrokerEpoch,
     stop: watch::Sender<bool>,
     listener: JoinHandle<()>,
     background: Vec<JoinHandle<()>>,
@@ -212,10 +219,28 @@ impl Broker {
             node_id: broker_id,
             directory_id: Some(directory_id),
         })?;
-        let broker_epoch = controller
+        let mut replicas =
+            Replicas::new(broker_id, directory, shutdown.is_some()).map_err(|error| {
+                StartError::File {
+                    path: settings.data_dir().to_owned(),
+                    error,
+                }
+            })?;
+        let mut damaged = Ok(false);
+        if kind == StoreKind::Shared {
+            // Before the cluster counts on what is here.
+            let (image, opening) = (controller.image(), settings.clone());
+            (replicas, damaged) = tokio::task::spawn_blocking(move || {
+                let damaged = replicas.open_logs(&image, &opening);
+                (replicas, damaged)
+            })
+            .await
+            .map_err(|error| StartError::Logs(error.to_string()))?;
+        }
+        controller
             .register_broker(Registration {
                 incarnation: uuid::Uuid::new_v4().to_string(),
-                damaged: false,
+                damaged: damaged?,
                 endpoints: vec![endpoint(&settings, address.port())],
                 rack: settings.broker_rack.clone(),
                 boot_id: boot_id(),
@@ -224,13 +249,6 @@ impl Broker {
             })
             .await?;
         let image = controller.image();
-        let replicas =
-            Replicas::new(broker_id, directory, shutdown.is_some()).map_err(|error| {
-                StartError::File {
-                    path: settings.data_dir().to_owned(),
-                    error,
-                }
-            })?;
         replicas.remove_left_over()?;
         mark.remove().map_err(|error| StartError::File {
             path: settings.data_dir().join(CleanShutdown::FILE_NAME),
@@ -239,6 +257,7 @@ impl Broker {
         let metrics = Metrics::new(api::APIS.iter().map(|api| (api.key, api.name)));
         let node = Node::new(Parts {
             settings,
+            is_alone: kind != StoreKind::Shared,
             controller,
             replicas,
             metrics,
@@ -251,6 +270,10 @@ impl Broker {
         node.applied(image.revision()).await;
         adoption::settle_strays(&node, kind.adopts()).await?;
         background.extend(Maintenance::start(&node));
+        let proposing = Arc::clone(&node);
+        background.push(tokio::spawn(async move {
+            proposing.replication.propose(&proposing).await;
+        }));
 
         let (stop, stopping) = watch::channel(false);
         let admin_address = match admin {
@@ -274,7 +297,6 @@ impl Broker {
             node,
             address,
             admin_address,
-            epoch: broker_epoch,
             stop,
             listener,
             background,
@@ -297,10 +319,23 @@ impl Broker {
         self.node.failed().await
     }
 
-    /// Stops serving, answers what was begun, flushes and closes every log, and leaves
-    /// the mark of a clean shutdown.
+    /// Hands over what it leads to other brokers, stops serving, answers what was begun,
+    /// flushes and closes every log, and leaves the mark of a clean shutdown.
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
         self.node.begin_stopping();
+        if !self.node.is_alone && !self.node.is_storage_failed() {
+            let handed_over = handover::hand_over(&self.node);
+            if tokio::time::timeout(HANDOVER_TIME, handed_over)
+                .await
+                .is_err()
+            {
+                tracing::warn!("the shutdown goes on without a controller's consent");
+            }
+        }
+        // What they append must not come after the logs are closed.
+        for fetcher in self.node.replication.stop() {
+            let _ = fetcher.await;
+        }
         self.stop.send_replace(true);
         let _ = (&mut self.listener).await;
         for task in &self.background {
@@ -309,7 +344,13 @@ impl Broker {
         for task in self.background.drain(..) {
             let _ = task.await;
         }
-        let (node, epoch) = (Arc::clone(&self.node), self.epoch);
+        let node = Arc::clone(&self.node);
+        // Of its present registration, which may not be its first.
+        let epoch = node
+            .controller
+            .image()
+            .registration(node.broker_id)
+            .map(|registration| registration.epoch);
         let closed = tokio::task::spawn_blocking(move || maintenance::close(&node, epoch)).await;
         self.node.controller.stop().await;
         match closed {
@@ -322,6 +363,7 @@ impl Broker {
 impl Drop for Broker {
     /// What runs for this broker ends, and with the last of it the lock on the directory.
     fn drop(&mut self) {
+        drop(self.node.replication.stop());
         self.listener.abort();
         for task in &self.background {
             task.abort();

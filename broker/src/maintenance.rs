@@ -20,6 +20,9 @@ const COLD_AFTER: Duration = Duration::from_mins(1);
 /// each of their files.
 const SYNC_TOGETHER_FROM: usize = 32;
 
+/// What the mark of a clean shutdown says when there was no registration.
+const NO_EPOCH: BrokerEpoch = BrokerEpoch::new(-1);
+
 /// The jobs.
 pub(crate) struct Maintenance;
 
@@ -44,6 +47,11 @@ impl Maintenance {
                 node,
                 ms(i64::from(settings.log_flush_offset_checkpoint_interval_ms)),
                 |node| checkpoint(node, Checkpoints::RecoveryPoints),
+            ),
+            every(
+                node,
+                ms(settings.replica_high_watermark_checkpoint_interval_ms),
+                |node| checkpoint(node, Checkpoints::HighWatermarks),
             ),
             every(
                 node,
@@ -119,13 +127,18 @@ fn checkpoint(node: &Arc<Node>, which: Checkpoints) {
 }
 
 /// Flushes and closes every log and leaves the mark of a clean shutdown, unless a log
-/// could not be closed: then the next start checks them all.
-pub(crate) fn close(node: &Node, epoch: BrokerEpoch) -> Result<(), String> {
+/// could not be closed: then the next start checks them all. Without a registration there
+/// is no `epoch`, and the mark says only that the logs are whole.
+pub(crate) fn close(node: &Node, epoch: Option<BrokerEpoch>) -> Result<(), String> {
     if node.is_storage_failed() {
         return Err("a flush failed".to_owned());
     }
     let first_error = close_logs(node);
-    for which in [Checkpoints::RecoveryPoints, Checkpoints::LogStarts] {
+    for which in [
+        Checkpoints::RecoveryPoints,
+        Checkpoints::HighWatermarks,
+        Checkpoints::LogStarts,
+    ] {
         node.replicas
             .checkpoint(which)
             .map_err(|error| error.to_string())?;
@@ -134,7 +147,7 @@ pub(crate) fn close(node: &Node, epoch: BrokerEpoch) -> Result<(), String> {
         Some(error) => Err(error),
         None => node
             .replicas
-            .mark_clean_shutdown(epoch)
+            .mark_clean_shutdown(epoch.unwrap_or(NO_EPOCH))
             .map_err(|error| error.to_string()),
     }
 }

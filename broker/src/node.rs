@@ -10,6 +10,7 @@ use crate::{
     partition::Partition,
     producer_ids::ProducerIds,
     replicas::Replicas,
+    replication::Replication,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,7 @@ use std::{
 };
 use tokio::sync::watch;
 use yuxi_controller::{
-    Controller,
+    Controller, ControllerError,
     decide::topics::NewTopic,
     image::{ClusterImage, TopicChange},
     keys::ConfigScope,
@@ -49,14 +50,28 @@ pub(crate) struct Endpoint {
     pub(crate) rack: Option<String>,
 }
 
+impl Endpoint {
+    /// As a connection is opened to it.
+    pub(crate) fn address(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
 /// The shared parts of one broker.
 pub(crate) struct Node {
     /// As the broker was started. What may change at run time is read by
     /// [`Node::live_settings`].
     pub(crate) settings: ServerSettings,
     pub(crate) broker_id: BrokerId,
+    /// The metadata store is this broker's alone, so no other will ever join.
+    pub(crate) is_alone: bool,
     pub(crate) controller: Controller,
     pub(crate) replicas: Replicas,
+    pub(crate) replication: Replication,
     pub(crate) groups: Groups,
     pub(crate) fetch_sessions: FetchSessions,
     pub(crate) producer_ids: ProducerIds,
@@ -74,6 +89,7 @@ pub(crate) struct Node {
 /// The parts that a [`Node`] is put together from.
 pub(crate) struct Parts {
     pub(crate) settings: ServerSettings,
+    pub(crate) is_alone: bool,
     pub(crate) controller: Controller,
     pub(crate) replicas: Replicas,
     pub(crate) metrics: Arc<Metrics>,
@@ -83,6 +99,7 @@ impl Node {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let Parts {
             settings,
+            is_alone,
             controller,
             replicas,
             metrics,
@@ -90,6 +107,7 @@ impl Node {
         let budget = usize::try_from(settings.queued_max_request_bytes).unwrap_or(usize::MAX);
         Arc::new(Self {
             broker_id: BrokerId::new(settings.node_id),
+            replication: Replication::default(),
             groups: Groups::new(&settings),
             fetch_sessions: FetchSessions::new(
                 usize::try_from(settings.max_incremental_fetch_session_cache_slots).unwrap_or(0),
@@ -102,6 +120,7 @@ impl Node {
             stopping: AtomicBool::new(false),
             fatal: watch::Sender::new(None),
             settings,
+            is_alone,
             controller,
             replicas,
             metrics,
@@ -141,7 +160,8 @@ impl Node {
         let node = Arc::clone(self);
         let before = Arc::clone(&old);
         let applied = tokio::task::spawn_blocking(move || {
-            node.replicas.apply(&before, &new, &settings);
+            let roles = node.replicas.apply(&before, &new, &settings);
+            node.replication.follow(&node, roles);
             node.groups.follow(&node, &before, &new);
             new
         });
@@ -204,7 +224,9 @@ impl Node {
                     } else {
                         settings.num_partitions
                     },
-                    replication_factor: if offsets {
+                    replication_factor: if offsets && self.is_alone {
+                        1
+                    } else if offsets {
                         settings.offsets_topic_replication_factor
                     } else {
                         settings.default_replication_factor
@@ -219,7 +241,10 @@ impl Node {
             })
             .collect();
         for created in self.controller.create_topics(topics, false).await {
-            if let Err(error) = created {
+            // Several clients may ask at once.
+            if let Err(error) = created
+                && !matches!(error, ControllerError::TopicAlreadyExists(_))
+            {
                 tracing::warn!(%error, "a topic was not created automatically");
             }
         }

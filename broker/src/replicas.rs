@@ -5,7 +5,12 @@
 //! stands in it; a directory of a topic that no longer exists is deleted, and one of a
 //! topic that the cluster never knew is left alone and named in the log.
 
-use crate::{StartError, log_config, node::Lookup, partition::Partition, time};
+use crate::{
+    StartError, log_config,
+    node::Lookup,
+    partition::{Cut, Partition, Position},
+    time,
+};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
@@ -36,6 +41,10 @@ pub(crate) struct Replicas {
     deleted: Mutex<Vec<(i64, PathBuf)>>,
     /// What the last stop left, until the first image is applied.
     found: Found,
+    /// What stands in recovery-point-offset-checkpoint. Whoever writes that file holds it.
+    recovery_points: Mutex<BTreeMap<TopicPartition, Offset>>,
+    /// What stands in replication-offset-checkpoint.
+    high_watermarks: Mutex<BTreeMap<TopicPartition, Offset>>,
 }
 
 /// What the log directory said when the broker started.
@@ -45,6 +54,21 @@ struct Found {
     recovery_points: BTreeMap<TopicPartition, Offset>,
     high_watermarks: BTreeMap<TopicPartition, Offset>,
     log_starts: BTreeMap<TopicPartition, Offset>,
+    /// Logs that were opened before the first image was applied.
+    opened: Mutex<HashMap<(TopicId, PartitionId), Log>>,
+}
+
+impl Found {
+    /// Nothing is left of the partition.
+    fn forget(&mut self, id: &TopicPartition) {
+        for offsets in [
+            &mut self.recovery_points,
+            &mut self.high_watermarks,
+            &mut self.log_starts,
+        ] {
+            offsets.remove(id);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +118,24 @@ impl LocalTopic {
     }
 }
 
+/// A partition whose leader changed.
+#[derive(Debug)]
+pub(crate) struct RoleChange {
+    pub(crate) partition: Arc<Partition>,
+    /// The broker to follow and the epoch to do it in; `None` if this one leads, nobody
+    /// does, or the partition is gone.
+    pub(crate) follows: Option<(BrokerId, LeaderEpoch)>,
+}
+
+impl RoleChange {
+    fn gone(partition: &Arc<Partition>) -> Self {
+        Self {
+            partition: Arc::clone(partition),
+            follows: None,
+        }
+    }
+}
+
 /// A partition that could not be opened. The others go on.
 #[derive(Debug, thiserror::Error)]
 #[error("partition {partition} cannot be opened: {error}")]
@@ -116,14 +158,90 @@ impl Replicas {
             recovery_points: read(OffsetCheckpoint::RECOVERY_POINT)?,
             high_watermarks: read(OffsetCheckpoint::HIGH_WATERMARK)?,
             log_starts: read(OffsetCheckpoint::LOG_START)?,
+            opened: Mutex::default(),
         };
         Ok(Self {
             broker,
             directory,
             map: RwLock::default(),
             deleted: Mutex::default(),
+            recovery_points: Mutex::new(found.recovery_points.clone()),
+            high_watermarks: Mutex::new(found.high_watermarks.clone()),
             found,
         })
+    }
+
+    /// Opens the logs that `image` places here before the cluster counts on them, and says
+    /// whether any of them is not what it was (I8, I15): damaged, or gone. Such a one is
+    /// set aside, for its replica begins anew and takes everything from its leader. Must
+    /// run where blocking is allowed.
+    pub(crate) fn open_logs(
+        &mut self,
+        image: &ClusterImage,
+        settings: &ServerSettings,
+    ) -> Result<bool, LogDirError> {
+        let stored: HashSet<TopicPartition> = self
+            .directory
+            .partitions()?
+            .into_iter()
+            .map(|stored| stored.partition)
+            .collect();
+        let mut lost = Vec::new();
+        for topic in image.topics() {
+            let topic_settings = settings_of(topic, image, settings);
+            let here = topic
+                .partitions()
+                .filter(|(_, state)| state.replicas.contains(&self.broker))
+                .map(|(partition, _)| TopicPartition {
+                    topic: Arc::clone(&topic.name),
+                    partition,
+                });
+            let (found, missing): (Vec<_>, Vec<_>) = here.partition(|id| stored.contains(id));
+            // One that no checkpoint names was perhaps never created.
+            let known = |id: &TopicPartition| self.found.recovery_points.contains_key(id);
+            lost.extend(missing.into_iter().filter(known).inspect(|id| {
+                tracing::error!(partition = %id, "the partition's directory has vanished");
+            }));
+            let open = |id: &TopicPartition| {
+                (
+                    id.clone(),
+                    self.open_log(id, Some(topic.id), &topic_settings, settings),
+                )
+            };
+            for (id, opened) in on_threads(&found, open) {
+                match opened {
+                    Ok(log) => {
+                        lock(&self.found.opened).insert((topic.id, id.partition), log);
+                    }
+                    // Another topic had the name; its directory is set aside later.
+                    Err(LogError::OtherTopic { .. }) => {}
+                    Err(error) => {
+                        tracing::error!(
+                            partition = %id, %error,
+                            "the log is damaged; the replica begins anew from its leader's"
+                        );
+                        self.set_aside_as(&id)?;
+                        lost.push(id);
+                    }
+                }
+            }
+        }
+        for id in &lost {
+            self.found.forget(id);
+        }
+        if !lost.is_empty() {
+            // An empty log is no longer one that ends too early.
+            let path = self.directory.path();
+            let points = &self.found.recovery_points;
+            OffsetCheckpoint::new(path, OffsetCheckpoint::RECOVERY_POINT)
+                .write(points.iter().map(|(id, &point)| (id, point)))
+                .map_err(|error| LogDirError::Storage {
+                    path: path.join(OffsetCheckpoint::RECOVERY_POINT),
+                    error,
+                })?;
+            *lock(&self.recovery_points) = points.clone();
+        }
+        Ok(!lost.is_empty())
     }
 
     /// Where the partitions are.
@@ -160,16 +278,28 @@ impl Replicas {
     }
 
     /// Makes the partitions here what `new` says, given that they are what `old` said.
-    /// Opens and deletes files, so it must run where blocking is allowed. Returns the
-    /// partitions that changed their role, were opened or deleted.
-    pub(crate) fn apply(&self, old: &ClusterImage, new: &ClusterImage, settings: &ServerSettings) {
+    /// Opens and deletes files, so it must run where blocking is allowed. Returns whom the
+    /// partitions follow that have another leader now, or are gone.
+    pub(crate) fn apply(
+        &self,
+        old: &ClusterImage,
+        new: &ClusterImage,
+        settings: &ServerSettings,
+    ) -> Vec<RoleChange> {
+        let mut roles = Vec::new();
         let changes = new.changes_since(old);
+        if changes.brokers {
+            // Before the new roles: a follower must be heard anew in its new incarnation.
+            for partition in self.all() {
+                partition.forget_gone_followers(|id| new.broker(id).map(|broker| broker.epoch));
+            }
+        }
         for change in changes.topics {
             match change {
-                TopicChange::Created(topic) => self.create(topic, new, settings),
-                TopicChange::Deleted(topic) => self.delete(topic),
+                TopicChange::Created(topic) => self.create(topic, new, settings, &mut roles),
+                TopicChange::Deleted(topic) => self.delete(topic, &mut roles),
                 TopicChange::Changed { old, new: topic } => {
-                    self.change(old, topic, new, settings);
+                    self.change(old, topic, new, settings, &mut roles);
                 }
             }
         }
@@ -190,9 +320,16 @@ impl Replicas {
                 }
             }
         }
+        roles
     }
 
-    fn create(&self, topic: &TopicImage, image: &ClusterImage, settings: &ServerSettings) {
+    fn create(
+        &self,
+        topic: &TopicImage,
+        image: &ClusterImage,
+        settings: &ServerSettings,
+        roles: &mut Vec<RoleChange>,
+    ) {
         let topic_settings = settings_of(topic, image, settings);
         let wanted: Vec<_> = topic
             .partitions()
@@ -200,6 +337,7 @@ impl Replicas {
             .collect();
         let mut partitions = vec![None; topic.partition_count()];
         for (id, partition) in self.open_all(topic, &wanted, &topic_settings, settings) {
+            roles.extend(self.role_of(topic, id, &partition));
             partitions[id.value() as usize] = Some(partition);
         }
         self.map_mut().insert(LocalTopic {
@@ -209,8 +347,7 @@ impl Replicas {
         });
     }
 
-    /// Opens many partitions of a topic on several threads: each costs a few system
-    /// calls and an fsync or two, which overlap.
+    /// Opens many partitions of a topic and gives them their roles.
     fn open_all(
         &self,
         topic: &TopicImage,
@@ -218,42 +355,22 @@ impl Replicas {
         topic_settings: &Arc<TopicSettings>,
         settings: &ServerSettings,
     ) -> Vec<(PartitionId, Arc<Partition>)> {
-        let open_some = |wanted: &[(PartitionId, &PartitionState)]| {
-            wanted
-                .iter()
-                .filter_map(|&(id, state)| {
-                    let opened = self.open(topic, id, topic_settings, settings);
-                    match opened {
-                        Ok(partition) => {
-                            self.take_role(&partition, state);
-                            Some((id, partition))
-                        }
-                        Err(error) => {
-                            tracing::error!(%error, "a partition is offline");
-                            None
-                        }
-                    }
-                })
-                .collect::<Vec<_>>()
+        let open = |&(id, state): &(PartitionId, &PartitionState)| match self.open(
+            topic,
+            id,
+            topic_settings,
+            settings,
+        ) {
+            Ok(partition) => {
+                self.take_role(&partition, state);
+                Some((id, partition))
+            }
+            Err(error) => {
+                tracing::error!(%error, "a partition is offline");
+                None
+            }
         };
-        let share = wanted.len().div_ceil(OPENING_THREADS);
-        if share <= 1 {
-            return open_some(wanted);
-        }
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = wanted
-                .chunks(share)
-                .map(|wanted| scope.spawn(|| open_some(wanted)))
-                .collect();
-            threads
-                .into_iter()
-                .flat_map(|thread| {
-                    thread
-                        .join()
-                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                })
-                .collect()
-        })
+        on_threads(wanted, open).into_iter().flatten().collect()
     }
 
     fn open(
@@ -267,13 +384,29 @@ impl Replicas {
             topic: Arc::clone(&topic.name),
             partition,
         };
-        match self.open_log(&id, Some(topic.id), topic_settings, settings) {
+        let opened = lock(&self.found.opened).remove(&(topic.id, partition));
+        let opened = match opened {
+            Some(mut log) => {
+                let expiration_ms = i64::from(settings.producer_id_expiration_ms);
+                log.set_config(log_config::of(topic_settings, expiration_ms));
+                Ok(log)
+            }
+            None => match self.open_log(&id, Some(topic.id), topic_settings, settings) {
+                // Left by a topic of the same name that was deleted while this broker was away.
+                Err(LogError::OtherTopic { .. }) if self.set_aside_as(&id).is_ok() => {
+                    self.open_log(&id, Some(topic.id), topic_settings, settings)
+                }
+                opened => opened,
+            },
+        };
+        match opened {
             Ok(log) => {
                 // With one replica everything in the log is committed; a follower learns
                 // the high watermark from its leader.
                 let high_watermark = found_at(&self.found.high_watermarks, &id);
                 Ok(Arc::new(Partition::new(
                     id,
+                    topic.id,
                     self.broker,
                     log,
                     Arc::clone(topic_settings),
@@ -310,10 +443,24 @@ impl Replicas {
 
     fn take_role(&self, partition: &Partition, state: &PartitionState) {
         if state.leader == self.broker {
-            partition.become_leader(state.leader_epoch, state.isr.clone());
+            partition.become_leader(state, time::now_ms());
         } else {
-            partition.become_follower(state.leader_epoch);
+            partition.become_follower(state);
         }
+    }
+
+    fn role_of(
+        &self,
+        topic: &TopicImage,
+        id: PartitionId,
+        partition: &Arc<Partition>,
+    ) -> Option<RoleChange> {
+        let state = topic.partition(id)?;
+        let leader = Some(state.leader).filter(|&id| id != BrokerId::NONE && id != self.broker);
+        Some(RoleChange {
+            partition: Arc::clone(partition),
+            follows: leader.map(|leader| (leader, state.leader_epoch)),
+        })
     }
 
     fn change(
@@ -322,9 +469,10 @@ impl Replicas {
         topic: &TopicImage,
         image: &ClusterImage,
         settings: &ServerSettings,
+        roles: &mut Vec<RoleChange>,
     ) {
         let Some(local) = self.map().by_id.get(&topic.id).cloned() else {
-            return self.create(topic, image, settings);
+            return self.create(topic, image, settings, roles);
         };
         let mut local = LocalTopic::clone(&local);
         local.partitions.resize(topic.partition_count(), None);
@@ -333,8 +481,14 @@ impl Replicas {
             let here = &mut local.partitions[id.value() as usize];
             let wanted = state.replicas.contains(&self.broker);
             match here {
-                Some(partition) if wanted => self.take_role(partition, state),
+                Some(partition) if wanted => {
+                    self.take_role(partition, state);
+                    if old.partition(id).map(|old| old.leader_epoch) != Some(state.leader_epoch) {
+                        roles.extend(self.role_of(topic, id, partition));
+                    }
+                }
                 Some(partition) => {
+                    roles.push(RoleChange::gone(partition));
                     self.delete_partition(partition);
                     *here = None;
                 }
@@ -344,17 +498,19 @@ impl Replicas {
         }
         let topic_settings = settings_of(topic, image, settings);
         for (id, partition) in self.open_all(topic, &to_open, &topic_settings, settings) {
+            roles.extend(self.role_of(topic, id, &partition));
             local.partitions[id.value() as usize] = Some(partition);
         }
         self.map_mut().insert(local);
     }
 
-    fn delete(&self, topic: &TopicImage) {
+    fn delete(&self, topic: &TopicImage, roles: &mut Vec<RoleChange>) {
         let removed = self.map_mut().remove(topic.id);
         for partition in removed
             .iter()
             .flat_map(|topic| topic.partitions.iter().flatten())
         {
+            roles.push(RoleChange::gone(partition));
             self.delete_partition(partition);
         }
     }
@@ -438,13 +594,18 @@ impl Replicas {
     /// Renames directories that nobody knows, and says so.
     pub(crate) fn set_aside(&self, strays: &[StoredPartition]) -> Result<(), StartError> {
         for stray in strays {
-            let unique = uuid::Uuid::new_v4().as_u128();
-            let renamed = self.directory.rename_stray(&stray.partition, unique)?;
-            tracing::warn!(
-                partition = %stray.partition, directory = %renamed.display(),
-                "the cluster has no such partition; its directory was set aside and can be removed"
-            );
+            self.set_aside_as(&stray.partition)?;
         }
+        Ok(())
+    }
+
+    fn set_aside_as(&self, partition: &TopicPartition) -> Result<(), LogDirError> {
+        let unique = uuid::Uuid::new_v4().as_u128();
+        let renamed = self.directory.rename_stray(partition, unique)?;
+        tracing::warn!(
+            %partition, directory = %renamed.display(),
+            "a directory that is no replica of the cluster was set aside and can be removed"
+        );
         Ok(())
     }
 
@@ -471,17 +632,76 @@ impl Replicas {
         };
         match which {
             Checkpoints::RecoveryPoints => {
-                write(OffsetCheckpoint::RECOVERY_POINT, &|partition| {
-                    partition.with_log(|log, _| log.recovery_point())
-                })?;
-                write(OffsetCheckpoint::HIGH_WATERMARK, &|partition| {
-                    Some(partition.offsets().high_watermark)
-                })
+                let mut stored = self.stored_recovery_points();
+                let points = all
+                    .iter()
+                    .filter_map(|partition| {
+                        let point = partition.with_log(|log, _| log.recovery_point())?;
+                        Some((partition.id().clone(), point))
+                    })
+                    .collect();
+                self.write_recovery_points(&mut stored, points)
+            }
+            Checkpoints::HighWatermarks => {
+                let now: BTreeMap<_, _> = all
+                    .iter()
+                    .map(|partition| (partition.id().clone(), partition.offsets().high_watermark))
+                    .collect();
+                let mut stored = lock(&self.high_watermarks);
+                // An idle broker leaves its disk alone.
+                if *stored != now {
+                    OffsetCheckpoint::new(self.directory.path(), OffsetCheckpoint::HIGH_WATERMARK)
+                        .write(now.iter().map(|(id, &offset)| (id, offset)))?;
+                    *stored = now;
+                }
+                Ok(())
             }
             Checkpoints::LogStarts => write(OffsetCheckpoint::LOG_START, &|partition| {
                 Some(partition.offsets().log_start).filter(|&start| start > Offset::ZERO)
             }),
         }
+    }
+
+    /// Cuts logs. First the recovery points on disk are lowered where they are beyond a
+    /// cut, or a crash in between would look like lost data. Must run where blocking is
+    /// allowed.
+    pub(crate) fn cut(&self, cuts: &[(Arc<Partition>, Position, Cut)]) -> std::io::Result<()> {
+        let mut stored = self.stored_recovery_points();
+        let lowered: Vec<_> = cuts
+            .iter()
+            .map(|(partition, _, cut)| (partition.id(), cut.offset()))
+            .filter(|(id, to)| found_at(&stored, id) > *to)
+            .collect();
+        if !lowered.is_empty() {
+            let mut points = stored.clone();
+            for (id, to) in lowered {
+                points.insert(id.clone(), to);
+            }
+            self.write_recovery_points(&mut stored, points)?;
+        }
+        // Still holding the file, so that it is not raised again meanwhile.
+        for (partition, position, cut) in cuts {
+            if let Err(error) = partition.cut(position, *cut, time::now_ms()) {
+                tracing::error!(partition = %partition.id(), %error, "the log could not be cut");
+            }
+        }
+        drop(stored);
+        Ok(())
+    }
+
+    fn stored_recovery_points(&self) -> MutexGuard<'_, BTreeMap<TopicPartition, Offset>> {
+        lock(&self.recovery_points)
+    }
+
+    fn write_recovery_points(
+        &self,
+        stored: &mut BTreeMap<TopicPartition, Offset>,
+        points: BTreeMap<TopicPartition, Offset>,
+    ) -> std::io::Result<()> {
+        OffsetCheckpoint::new(self.directory.path(), OffsetCheckpoint::RECOVERY_POINT)
+            .write(points.iter().map(|(id, &point)| (id, point)))?;
+        *stored = points;
+        Ok(())
     }
 
     fn map(&self) -> RwLockReadGuard<'_, Map> {
@@ -496,10 +716,40 @@ impl Replicas {
 /// Which checkpoint files to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Checkpoints {
-    /// Up to where logs are known to be on disk, and high watermarks.
+    /// Up to where logs are known to be on disk.
     RecoveryPoints,
+    /// Up to where records are known to be committed.
+    HighWatermarks,
     /// Where logs begin.
     LogStarts,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does `work` for each of many partitions on several threads: each costs a few system
+/// calls and an fsync or two, which overlap.
+fn on_threads<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let share = items.len().div_ceil(OPENING_THREADS);
+    if share <= 1 {
+        return items.iter().map(work).collect();
+    }
+    let work = &work;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items
+            .chunks(share)
+            .map(|items| scope.spawn(move || items.iter().map(work).collect::<Vec<R>>()))
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    })
 }
 
 fn found_at(offsets: &BTreeMap<TopicPartition, Offset>, id: &TopicPartition) -> Offset {

@@ -406,9 +406,15 @@ pub struct Reply<R> {
 
 impl<R: RequestResponsePair> Reply<R> {
     /// Waits for the answer, at most for the time given when the request was started.
-    pub async fn answer(self) -> Result<R::Response> {
+    pub async fn answer(mut self) -> Result<R::Response> {
+        self.answer_ref().await
+    }
+
+    /// As [`Reply::answer`] for a caller that also waits for other things: dropping the
+    /// future loses nothing. Once it has resolved it must not be called again.
+    pub async fn answer_ref(&mut self) -> Result<R::Response> {
         let inner = &self.connection.inner;
-        match tokio::time::timeout_at(self.deadline, self.receiver).await {
+        match tokio::time::timeout_at(self.deadline, &mut self.receiver).await {
             Ok(Ok(body)) => inner.decode(body?, self.version, <R::Response as KafkaMessage>::NAME),
             Ok(Err(_)) => Err(inner.disconnected("closed")),
             Err(_) => {

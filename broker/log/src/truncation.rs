@@ -22,6 +22,9 @@ impl Log {
     /// like lost data.
     pub fn truncate_to(&mut self, offset: Offset, now_ms: i64) -> Result<bool, LogError> {
         if offset >= self.log_end_offset {
+            // An epoch that begins at the end, where this replica led and wrote nothing, is
+            // not part of the history that the next leader knows.
+            self.epochs.truncate_end(self.log_end_offset);
             return Ok(false);
         }
         if offset <= self.log_start_offset {

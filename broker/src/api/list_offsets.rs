@@ -26,6 +26,9 @@ const LATEST_TIERED: i64 = -5;
 /// Where uploads to tiered storage stand; answered as the one before.
 const EARLIEST_PENDING_UPLOAD: i64 = -6;
 
+/// Older clients know another error to retry on.
+const OFFSET_NOT_AVAILABLE_FROM: i16 = 5;
+
 const UNKNOWN: Offset = Offset::new(-1);
 
 /// One partition's answer.
@@ -137,7 +140,12 @@ fn look_up(
         isolation,
     )
     .map_err(|error| {
-        let code = error.code();
+        let code = match error.code() {
+            ErrorCode::OffsetNotAvailable if context.version < OFFSET_NOT_AVAILABLE_FROM => {
+                ErrorCode::LeaderNotAvailable
+            }
+            code => code,
+        };
         if code == ErrorCode::KafkaStorageError {
             tracing::error!(partition = %partition.id(), %error, "an offset lookup failed");
         }
@@ -152,11 +160,14 @@ fn find(
     isolation: Isolation,
 ) -> Result<Found, PartitionError> {
     partition.with_led_log(believed, |log, offsets| {
+        // Before that, an earlier leader may have told of more (I4).
+        let is_told = offsets.high_watermark >= offsets.epoch_start;
         let end = match isolation {
             Isolation::Uncommitted => offsets.high_watermark,
             Isolation::Committed => offsets.last_stable,
         };
         Ok(match timestamp {
+            LATEST if !is_told => return Err(PartitionError::OffsetNotAvailable),
             LATEST => Found {
                 timestamp: -1,
                 offset: end,
@@ -168,8 +179,17 @@ fn find(
                 epoch: log.epoch_at(offsets.log_start).unwrap_or(LeaderEpoch::NONE),
             },
             LATEST_TIERED | EARLIEST_PENDING_UPLOAD => Found::NOTHING,
-            MAX_TIMESTAMP => stored(log.max_timestamp()?, end),
-            timestamp => stored(log.offset_for_timestamp(timestamp)?, end),
+            timestamp => {
+                let found = if timestamp == MAX_TIMESTAMP {
+                    log.max_timestamp()?
+                } else {
+                    log.offset_for_timestamp(timestamp)?
+                };
+                if !is_told && found.is_some_and(|found| found.offset >= end) {
+                    return Err(PartitionError::OffsetNotAvailable);
+                }
+                stored(found, end)
+            }
         })
     })?
 }

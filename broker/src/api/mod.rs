@@ -160,7 +160,7 @@ pub(crate) static APIS: &[Api] = &[
         later(request, delete_topics::handle)
     }),
     api::<messages::DeleteRecordsRequest>("DeleteRecords", 2, Order::InTurn, |request| {
-        at_once(request, delete_records::handle)
+        later(request, delete_records::handle)
     }),
     api::<messages::InitProducerIdRequest>("InitProducerId", 5, Order::InTurn, |request| {
         later(request, init_producer_id::handle)

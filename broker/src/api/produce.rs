@@ -5,26 +5,34 @@
 
 use super::{Context, Request, Started, Unanswerable};
 use crate::{
-    node::Lookup,
+    node::{self, Lookup},
     partition::{
         Ack, Appended, Partition, RequiredAcks,
         admission::{self, Admitted},
     },
     time,
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
-    ids::TopicId,
+    ids::{BrokerId, TopicId},
     message,
     messages::{
         ProduceRequest, ProduceResponse,
         produce_request::{PartitionProduceData, TopicProduceData},
-        produce_response::{PartitionProduceResponse, TopicProduceResponse},
+        produce_response::{
+            LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
+        },
     },
 };
+
+/// Answers name the leader there is, from this version on (KIP-951).
+const LEADER_HINTS_FROM: i16 = 10;
+
+/// Topics are named by their ids from this version on.
+const TOPIC_IDS_FROM: i16 = 13;
 
 /// Answers name a reason from this version on.
 const ERROR_MESSAGE_FROM: i16 = 8;
@@ -96,16 +104,18 @@ pub(super) fn start(mut request: Request) -> Started {
             partition_responses: partitions,
         }));
     }
-    let response = message!(ProduceResponse { responses });
+    let mut response = message!(ProduceResponse { responses });
     if produce.acks == 0 {
         return Started::Ready(without_acks(&response));
     }
     if unacknowledged.is_empty() {
+        add_leaders(&context, &mut response);
         return Started::Ready(context.answer(&response));
     }
     let deadline = Instant::now() + Duration::from_millis(produce.timeout_ms.max(0) as u64);
     Started::Pending(Box::pin(async move {
-        let response = acknowledged(response, unacknowledged, deadline).await;
+        let mut response = acknowledged(response, unacknowledged, deadline).await;
+        add_leaders(&context, &mut response);
         context.answer(&response)
     }))
 }
@@ -157,7 +167,7 @@ fn find(
     topic: &TopicProduceData,
     index: i32,
 ) -> Result<Arc<Partition>, Failure> {
-    let by_id = context.version >= 13;
+    let by_id = context.version >= TOPIC_IDS_FROM;
     let found = if by_id {
         context
             .node
@@ -236,6 +246,54 @@ fn without_acks(response: &ProduceResponse) -> super::Outcome {
             ErrorCode::from_code(partition.error_code)
         ))),
     }
+}
+
+/// Says for what is led elsewhere where that is.
+fn add_leaders(context: &Context, response: &mut ProduceResponse) {
+    if context.version < LEADER_HINTS_FROM {
+        return;
+    }
+    let elsewhere = |partition: &PartitionProduceResponse| {
+        partition.error_code == ErrorCode::NotLeaderOrFollower.code()
+    };
+    let mut leaders = BTreeSet::new();
+    let image = context.node.image();
+    for topic in &mut response.responses {
+        for partition in topic
+            .partition_responses
+            .iter_mut()
+            .filter(|p| elsewhere(p))
+        {
+            let known = if context.version >= TOPIC_IDS_FROM {
+                image.topic_by_id(TopicId::from(topic.topic_id))
+            } else {
+                image.topic(&topic.name)
+            };
+            let state = known.and_then(|topic| topic.partition(partition.index.into()));
+            if let Some(state) = state.filter(|state| state.leader != BrokerId::NONE) {
+                leaders.insert(state.leader);
+                partition.current_leader = message!(LeaderIdAndEpoch {
+                    leader_id: state.leader.value(),
+                    leader_epoch: state.leader_epoch.value(),
+                });
+            }
+        }
+    }
+    if leaders.is_empty() {
+        return;
+    }
+    response.node_endpoints = node::endpoints(&image)
+        .into_iter()
+        .filter(|endpoint| leaders.contains(&endpoint.id))
+        .map(|endpoint| {
+            message!(NodeEndpoint {
+                node_id: endpoint.id.value(),
+                host: endpoint.host.into(),
+                port: i32::from(endpoint.port),
+                rack: endpoint.rack.map(StrBytes::from),
+            })
+        })
+        .collect();
 }
 
 /// Waits until all is acknowledged or the request's time is over.

@@ -40,6 +40,9 @@ use yuxi_protocol::{
     record::{RecordBatchBuilder, builder::BuildError},
 };
 
+/// How long an answer waits for followers to have the records that it rests on.
+const COMMIT_TIME: Duration = Duration::from_secs(5);
+
 /// The group coordinators of this broker, one for each partition of
 /// `__consumer_offsets` that it leads.
 pub(crate) struct Groups {
@@ -420,12 +423,12 @@ impl Shard {
                 Some((state.waiting.remove(&ticket)?, response))
             })
             .collect();
-        match self.partition.committed(state.written_end) {
+        match self.partition.committed(self.epoch, state.written_end) {
             Ack::Now => send(answers),
             Ack::Later(committed) => {
                 tokio::spawn(async move {
                     // Without an answer the client asks again, perhaps another broker.
-                    if let Ok(Ok(())) = committed.await {
+                    if let Ok(Ok(Ok(()))) = tokio::time::timeout(COMMIT_TIME, committed).await {
                         send(answers);
                     }
                 });

@@ -94,6 +94,8 @@ pub(crate) struct PartitionState {
     pub(crate) is_under_replicated: bool,
     /// Whether this broker leads it and fewer than `min.insync.replicas` are in sync.
     pub(crate) is_under_min_isr: bool,
+    /// How many committed records a follower lacks.
+    pub(crate) lag: i64,
     /// The first offset.
     pub(crate) log_start_offset: i64,
     /// The offset that the next record gets.
@@ -162,6 +164,10 @@ counters!(TopicCounters {
     failed_fetches = "kafka_server_brokertopicmetrics_failedfetchrequests_total";
     /// Batches that were refused for their form: size, checksum, timestamps, missing keys.
     rejected_batches = "kafka_server_brokertopicmetrics_invalidrecords_total";
+    /// Bytes of record batches that followers here took from their leaders.
+    replication_bytes_in = "kafka_server_brokertopicmetrics_replicationbytesin_total";
+    /// Bytes of record batches that other brokers' followers took from leaders here.
+    replication_bytes_out = "kafka_server_brokertopicmetrics_replicationbytesout_total";
 });
 
 counters!(BrokerCounters {
@@ -173,6 +179,10 @@ counters!(BrokerCounters {
     connections_refused = "yuxi_connections_refused_total";
     /// Connections that were ended for a frame that could not be read.
     malformed_requests = "yuxi_malformed_requests_total";
+    /// How often a replica joined the in-sync replicas of a partition led here.
+    isr_expands = "kafka_server_replicamanager_isrexpands_total";
+    /// How often a replica that fell behind left the in-sync replicas of a partition led here.
+    isr_shrinks = "kafka_server_replicamanager_isrshrinks_total";
 });
 
 gauges!(BROKER_GAUGES of Gathered {
@@ -195,6 +205,9 @@ gauges!(BROKER_GAUGES of Gathered {
     /// Partitions led here with fewer replicas in sync than min.insync.replicas.
     "kafka_server_replicamanager_underminisrpartitioncount" =
         |state| state.count(|p| p.is_under_min_isr);
+    /// How many committed records the follower here lacks that lacks most.
+    "kafka_server_replicafetchermanager_maxlag" =
+        |state| state.partitions.iter().map(|p| p.lag).max().unwrap_or(0);
     /// 1 if this broker is the controller.
     "kafka_controller_kafkacontroller_activecontrollercount" =
         |state| i64::from(state.controls.is_some());
@@ -385,6 +398,33 @@ impl Metrics {
     /// Records were read.
     pub(crate) fn bytes_out(&self, topic: &str, bytes: usize) {
         self.count(topic, |counters| &counters.bytes_out, bytes as u64);
+    }
+
+    /// A follower here took records from its leader.
+    pub(crate) fn replication_bytes_in(&self, topic: &str, bytes: u64) {
+        if bytes > 0 {
+            self.count(topic, |counters| &counters.replication_bytes_in, bytes);
+        }
+    }
+
+    /// Another broker's follower was given records.
+    pub(crate) fn replication_bytes_out(&self, topic: &str, bytes: usize) {
+        if bytes > 0 {
+            self.count(
+                topic,
+                |counters| &counters.replication_bytes_out,
+                bytes as u64,
+            );
+        }
+    }
+
+    /// The in-sync replicas of a partition led here grew by so many, or shrank.
+    pub(crate) fn isr_changed(&self, by: isize) {
+        if by > 0 {
+            add(&self.broker.isr_expands, 1);
+        } else if by < 0 {
+            add(&self.broker.isr_shrinks, 1);
+        }
     }
 
     /// A topic is gone, and with it its own counters.

@@ -123,6 +123,7 @@ fn what_is_true_at_the_scrape_is_told_of_each_partition_and_in_sum() {
         topic: "a".into(),
         partition,
         is_leader,
+        lag: 0,
         is_offline: false,
         is_under_replicated: is_leader,
         is_under_min_isr: false,

@@ -3,7 +3,7 @@
 use yuxi_log::{AppendError, LogError, ReadError};
 use yuxi_protocol::{
     error_code::ErrorCode,
-    ids::{LeaderEpoch, Offset},
+    ids::{BrokerId, LeaderEpoch, Offset},
 };
 
 /// Why a partition refuses.
@@ -11,6 +11,10 @@ use yuxi_protocol::{
 pub(crate) enum PartitionError {
     #[error("this broker does not lead the partition")]
     NotLeader,
+    #[error("broker {0} has no replica of the partition")]
+    NotAReplica(BrokerId),
+    #[error("the high watermark has not reached the start of this leader's epoch")]
+    OffsetNotAvailable,
     #[error("the request's leader epoch {requested} is older than {current}")]
     FencedLeaderEpoch {
         requested: LeaderEpoch,
@@ -45,7 +49,8 @@ impl PartitionError {
     /// The code that clients get.
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
-            Self::NotLeader => ErrorCode::NotLeaderOrFollower,
+            Self::NotLeader | Self::NotAReplica(_) => ErrorCode::NotLeaderOrFollower,
+            Self::OffsetNotAvailable => ErrorCode::OffsetNotAvailable,
             Self::FencedLeaderEpoch { .. } => ErrorCode::FencedLeaderEpoch,
             Self::UnknownLeaderEpoch { .. } => ErrorCode::UnknownLeaderEpoch,
             Self::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,

@@ -37,7 +37,7 @@ impl Partition {
     /// may block; while one runs, another call returns at once.
     pub(crate) fn flush_wanted(&self, metrics: &Metrics) -> io::Result<()> {
         loop {
-            let (flush, end) = {
+            let (flush, end, cuts) = {
                 let mut state = self.state();
                 if matches!(state.role, Role::Deleted) {
                     // Its directory may be another topic's by now.
@@ -63,7 +63,7 @@ impl Partition {
                         return Ok(());
                     }
                 };
-                (plan, state.log.log_end_offset())
+                (plan, state.log.log_end_offset(), state.cuts)
             };
             let started = Instant::now();
             let run = flush.run();
@@ -75,8 +75,10 @@ impl Partition {
                 Err(error) => return Err(error),
             }
             state.log.flushed(&flush);
-            state.held_end = state.held_end.max(end);
-            state.advance(self.broker);
+            if state.cuts == cuts {
+                state.held_end = state.held_end.max(end);
+            }
+            state.advance();
         }
     }
 }

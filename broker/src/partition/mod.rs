@@ -7,17 +7,23 @@
 //!
 //! Invariants: log start ≤ high watermark ≤ log end, and neither of the first two
 //! moves back within one leader epoch (I14). The high watermark is moved in one place,
-//! `State::advance`, by the rule of [`leader::committed_end`] (I3). An acknowledgement
-//! that waits is sent only while this broker leads in the epoch of the append (I10).
+//! `State::set_high_watermark`: of a leader by the rule of `Leader::committed_end` (I3), of
+//! a follower to what its leader says. An acknowledgement that waits is sent only while
+//! this broker leads in the epoch of the append (I10).
 
 pub(crate) mod admission;
 mod error;
 mod flush;
+mod follower;
 mod leader;
+mod read;
 mod waiters;
 
 pub(crate) use error::PartitionError;
-pub(crate) use waiters::FetchWaiter;
+pub(crate) use follower::{Cut, FromLeader, Position};
+pub(crate) use leader::{Follower, Now, ProposalOutcome};
+pub(crate) use read::{Divergence, Isolation, Read, ReadAnswer};
+pub(crate) use waiters::{AckReceiver, FetchWaiter};
 
 use crate::{internal_topics, log_config};
 use admission::Admitted;
@@ -30,10 +36,10 @@ use std::{
 use tokio::sync::oneshot;
 use waiters::{AckWaiters, FetchWaiters};
 use yuxi_controller::settings::TopicSettings;
-use yuxi_log::{FileSlice, Log};
+use yuxi_log::Log;
 use yuxi_protocol::{
     error_code::ErrorCode,
-    ids::{BrokerId, LeaderEpoch, Offset, TopicPartition},
+    ids::{BrokerId, LeaderEpoch, Offset, TopicId, TopicPartition},
 };
 
 /// How far a record must have come before its producer is answered.
@@ -52,7 +58,7 @@ pub(crate) enum Ack {
     Now,
     /// Once this resolves. An error, or the sender gone, means that it is not known to
     /// be committed.
-    Later(oneshot::Receiver<Result<(), ErrorCode>>),
+    Later(AckReceiver),
 }
 
 /// What an append did.
@@ -68,51 +74,6 @@ pub(crate) struct Appended {
     pub(crate) start_flush: bool,
 }
 
-/// Which records a reader may see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Isolation {
-    /// All below the high watermark.
-    Uncommitted,
-    /// All below the last stable offset.
-    Committed,
-}
-
-/// A reader's question.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Read {
-    pub(crate) from: Offset,
-    pub(crate) max_bytes: usize,
-    /// Return one whole batch even if it is larger than `max_bytes` (KIP-74).
-    pub(crate) at_least_one_batch: bool,
-    pub(crate) isolation: Isolation,
-    /// The leader epoch that the reader believes in, or `NONE`.
-    pub(crate) leader_epoch: LeaderEpoch,
-    /// The epoch of the last record that the reader has, or `NONE` if it does not say.
-    pub(crate) last_fetched_epoch: LeaderEpoch,
-}
-
-/// Where a reader's log left the leader's (KIP-595): the largest epoch they share up to
-/// the reader's, and where that epoch ends here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Divergence {
-    pub(crate) epoch: LeaderEpoch,
-    pub(crate) end_offset: Offset,
-}
-
-/// A reader's answer.
-#[derive(Debug)]
-pub(crate) struct ReadAnswer {
-    pub(crate) high_watermark: Offset,
-    pub(crate) last_stable_offset: Offset,
-    pub(crate) log_start_offset: Offset,
-    /// Whole batches from the one that holds the offset asked for; `None` at the end.
-    pub(crate) records: Option<FileSlice>,
-    /// The reader must truncate first; there are no records then.
-    pub(crate) divergence: Option<Divergence>,
-    /// The records end with a segment that takes no more: waiting adds nothing to them.
-    pub(crate) cannot_grow: bool,
-}
-
 /// The offsets of a partition at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offsets {
@@ -120,12 +81,25 @@ pub(crate) struct Offsets {
     pub(crate) high_watermark: Offset,
     pub(crate) last_stable: Offset,
     pub(crate) log_end: Offset,
+    /// Where this leader's epoch begins; the log's end where another one leads.
+    pub(crate) epoch_start: Offset,
+}
+
+/// What a reader that wants to wait saw last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Seen {
+    /// A consumer, which waits for this to move.
+    HighWatermark(Offset),
+    /// A follower.
+    LogEnd(Offset),
 }
 
 /// What a partition is at one moment, for metrics.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Status {
     pub(crate) is_leader: bool,
+    /// How many records a follower lacks of those that its leader has committed.
+    pub(crate) lag: i64,
     pub(crate) is_offline: bool,
     pub(crate) in_sync: usize,
     pub(crate) min_in_sync: usize,
@@ -138,6 +112,7 @@ pub(crate) struct Status {
 #[derive(Debug)]
 pub(crate) struct Partition {
     id: TopicPartition,
+    topic_id: TopicId,
     broker: BrokerId,
     state: Mutex<State>,
 }
@@ -155,15 +130,27 @@ struct State {
     flushing: Flushing,
     /// Appends above the high watermark: where each ends, and its bytes.
     uncommitted: VecDeque<(Offset, u64)>,
+    /// How often records were taken away again.
+    cuts: u64,
     until_committed: AckWaiters,
     until_held: AckWaiters,
+    /// Those who wait for the low watermark.
+    until_deleted: AckWaiters,
+    /// Consumers, who wait for the high watermark.
     fetches: FetchWaiters,
+    /// Followers, who wait for the log's end.
+    replica_fetches: FetchWaiters,
 }
 
 #[derive(Debug)]
 enum Role {
     Leader(Leader),
-    Follower,
+    Follower {
+        /// Nobody, if there is none.
+        leader: BrokerId,
+        /// Up to where the leader has committed, as it said last.
+        leader_end: Option<Offset>,
+    },
     Deleted,
     Offline,
 }
@@ -172,6 +159,7 @@ impl Partition {
     /// Wraps an opened log. It serves nobody before it is given a role.
     pub(crate) fn new(
         id: TopicPartition,
+        topic_id: TopicId,
         broker: BrokerId,
         log: Log,
         settings: Arc<TopicSettings>,
@@ -183,25 +171,36 @@ impl Partition {
         let held_end = log.log_end_offset();
         Self {
             id,
+            topic_id,
             broker,
             state: Mutex::new(State {
                 log,
                 settings,
-                role: Role::Follower,
+                role: Role::Follower {
+                    leader: BrokerId::NONE,
+                    leader_end: None,
+                },
                 leader_epoch: LeaderEpoch::NONE,
                 high_watermark,
                 held_end,
                 flushing: Flushing::Idle,
                 uncommitted: VecDeque::new(),
+                cuts: 0,
                 until_committed: AckWaiters::default(),
                 until_held: AckWaiters::default(),
+                until_deleted: AckWaiters::default(),
                 fetches: FetchWaiters::default(),
+                replica_fetches: FetchWaiters::default(),
             }),
         }
     }
 
     pub(crate) fn id(&self) -> &TopicPartition {
         &self.id
+    }
+
+    pub(crate) fn topic_id(&self) -> TopicId {
+        self.topic_id
     }
 
     /// Whether only brokers may write it.
@@ -213,37 +212,6 @@ impl Partition {
     /// passed on to whoever comes next.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("a partition's lock is poisoned")
-    }
-
-    /// Leads from now on in `epoch`, with `isr` in sync. The same or an older epoch only
-    /// renews the in-sync replicas.
-    pub(crate) fn become_leader(&self, epoch: LeaderEpoch, isr: Vec<BrokerId>) {
-        let mut state = self.state();
-        if state.ended().is_some() {
-            return;
-        }
-        if epoch > state.leader_epoch {
-            let start = state.log.log_end_offset();
-            state.log.assign_epoch(epoch);
-            state.stop_waiting(ErrorCode::NotLeaderOrFollower);
-            // The new epoch is recorded last (I6).
-            state.role = Role::Leader(Leader::new(start, isr));
-            state.leader_epoch = epoch;
-        } else if let Role::Leader(leader) = &mut state.role {
-            leader.set_isr(isr);
-        }
-        state.advance(self.broker);
-    }
-
-    /// Stops leading. Those who wait for acknowledgements are told to look elsewhere.
-    pub(crate) fn become_follower(&self, epoch: LeaderEpoch) {
-        let mut state = self.state();
-        if state.ended().is_some() || epoch <= state.leader_epoch {
-            return;
-        }
-        state.stop_waiting(ErrorCode::NotLeaderOrFollower);
-        state.role = Role::Follower;
-        state.leader_epoch = epoch;
     }
 
     /// The topic's settings as they are now.
@@ -291,7 +259,7 @@ impl Partition {
         )?;
         let end_offset = info.last_offset.plus(1);
         let start_flush =
-            info.duplicate.is_none() && state.log_grew(batch.bytes().len(), now_ms, self.broker);
+            info.duplicate.is_none() && state.log_grew(batch.bytes().len() as u64, now_ms);
         let ack = match acks {
             RequiredAcks::All if state.high_watermark < end_offset => {
                 Ack::Later(state.until_committed.wait_for(end_offset))
@@ -310,76 +278,44 @@ impl Partition {
         })
     }
 
-    /// When everything below `end` is below the high watermark.
-    pub(crate) fn committed(&self, end: Offset) -> Ack {
+    /// When everything below `end` is below the high watermark, if this broker still leads in
+    /// `epoch` by then.
+    pub(crate) fn committed(&self, epoch: LeaderEpoch, end: Offset) -> Ack {
         let mut state = self.state();
-        if state.high_watermark >= end {
-            Ack::Now
-        } else {
-            Ack::Later(state.until_committed.wait_for(end))
+        let leads = matches!(state.role, Role::Leader(_)) && state.leader_epoch == epoch;
+        if leads && state.high_watermark >= end {
+            return Ack::Now;
         }
-    }
-
-    /// Reads what a consumer may see.
-    pub(crate) fn read(&self, read: Read) -> Result<ReadAnswer, PartitionError> {
-        let state = self.state();
-        state.check_leader(read.leader_epoch)?;
-        let offsets = state.offsets();
-        let up_to = match read.isolation {
-            Isolation::Uncommitted => offsets.high_watermark,
-            Isolation::Committed => offsets.last_stable,
-        };
-        if read.from < offsets.log_start || read.from > offsets.log_end {
-            return Err(PartitionError::OffsetOutOfRange {
-                requested: read.from,
-                start: offsets.log_start,
-                end: offsets.log_end,
-            });
+        if leads {
+            return Ack::Later(state.until_committed.wait_for(end));
         }
-        let divergence = state.divergence(&read, &offsets)?;
-        let mut records = None;
-        let mut cannot_grow = false;
-        if read.from < up_to && divergence.is_none() {
-            let found =
-                state
-                    .log
-                    .read(read.from, read.max_bytes, read.at_least_one_batch, up_to)?;
-            cannot_grow = found.slice.is_some()
-                && state
-                    .log
-                    .segments()
-                    .next_back()
-                    .is_some_and(|active| found.start_offset < active.base_offset);
-            records = found.slice;
-        }
-        Ok(ReadAnswer {
-            high_watermark: offsets.high_watermark,
-            last_stable_offset: offsets.last_stable,
-            log_start_offset: offsets.log_start,
-            records,
-            divergence,
-            cannot_grow,
-        })
+        // The receiver learns it from the sender's end.
+        Ack::Later(oneshot::channel().1)
     }
 
     /// Wakes `waiter` when enough bytes have become readable, or the role changes, unless
-    /// something beyond `seen_high_watermark` is readable already: then false.
-    pub(crate) fn park_fetch(
-        &self,
-        waiter: &Arc<FetchWaiter>,
-        seen_high_watermark: Offset,
-    ) -> bool {
+    /// the partition has moved on since the reader looked: then false.
+    pub(crate) fn park_fetch(&self, waiter: &Arc<FetchWaiter>, seen: Seen) -> bool {
         let mut state = self.state();
-        if state.high_watermark != seen_high_watermark || state.ended().is_some() {
+        let unchanged = match seen {
+            Seen::HighWatermark(offset) => state.high_watermark == offset,
+            Seen::LogEnd(offset) => state.log.log_end_offset() == offset,
+        };
+        if !unchanged || state.ended().is_some() {
             return false;
         }
-        state.fetches.park(waiter);
+        match seen {
+            Seen::HighWatermark(_) => state.fetches.park(waiter),
+            Seen::LogEnd(_) => state.replica_fetches.park(waiter),
+        }
         true
     }
 
     /// The waiter's fetch is answered or gone.
     pub(crate) fn unpark_fetch(&self, waiter: &Arc<FetchWaiter>) {
-        self.state().fetches.unpark(waiter);
+        let mut state = self.state();
+        state.fetches.unpark(waiter);
+        state.replica_fetches.unpark(waiter);
     }
 
     /// The offsets now.
@@ -392,10 +328,18 @@ impl Partition {
         let state = self.state();
         let in_sync = match &state.role {
             Role::Leader(leader) => leader.isr().len(),
-            Role::Follower | Role::Deleted | Role::Offline => 0,
+            Role::Follower { .. } | Role::Deleted | Role::Offline => 0,
+        };
+        let lag = match state.role {
+            Role::Follower {
+                leader_end: Some(end),
+                ..
+            } => end.since(state.log.log_end_offset()).max(0),
+            Role::Follower { .. } | Role::Leader(_) | Role::Deleted | Role::Offline => 0,
         };
         Status {
             is_leader: matches!(state.role, Role::Leader(_)),
+            lag,
             is_offline: matches!(state.role, Role::Offline),
             in_sync,
             min_in_sync: state.min_insync_replicas(),
@@ -427,29 +371,6 @@ impl Partition {
         Some(work(&mut state.log, high_watermark))
     }
 
-    /// Moves the log start to `offset`, or to the high watermark if `None` (DeleteRecords).
-    pub(crate) fn delete_records(
-        &self,
-        offset: Option<Offset>,
-        now_ms: i64,
-    ) -> Result<Offset, PartitionError> {
-        let mut state = self.state();
-        state.check_leader(LeaderEpoch::NONE)?;
-        let offsets = state.offsets();
-        let to = offset.unwrap_or(offsets.high_watermark);
-        if to > offsets.high_watermark || to < Offset::ZERO {
-            return Err(PartitionError::OffsetOutOfRange {
-                requested: to,
-                start: offsets.log_start,
-                end: offsets.high_watermark,
-            });
-        }
-        if to > offsets.log_start {
-            state.log.delete_records_before(to, now_ms)?;
-        }
-        Ok(state.log.log_start_offset())
-    }
-
     /// Takes the partition out of service for good; the caller removes its directory.
     pub(crate) fn delete(&self) {
         let mut state = self.state();
@@ -471,37 +392,19 @@ impl State {
     /// Why nothing more is served, if so.
     fn ended(&self) -> Option<PartitionError> {
         match self.role {
-            Role::Leader(_) | Role::Follower => None,
+            Role::Leader(_) | Role::Follower { .. } => None,
             Role::Deleted => Some(PartitionError::Deleted),
             Role::Offline => Some(PartitionError::Offline),
         }
     }
 
-    fn check_leader(&self, believed: LeaderEpoch) -> Result<(), PartitionError> {
-        if let Some(error) = self.ended() {
-            return Err(error);
-        }
-        let current = self.leader_epoch;
-        if believed != LeaderEpoch::NONE && believed < current {
-            return Err(PartitionError::FencedLeaderEpoch {
-                requested: believed,
-                current,
-            });
-        }
-        if believed > current {
-            return Err(PartitionError::UnknownLeaderEpoch {
-                requested: believed,
-                current,
-            });
-        }
-        match self.role {
-            Role::Leader(_) => Ok(()),
-            Role::Follower | Role::Deleted | Role::Offline => Err(PartitionError::NotLeader),
-        }
-    }
-
+    /// `min.insync.replicas`, as far as the number of replicas allows.
     fn min_insync_replicas(&self) -> usize {
-        usize::try_from(self.settings.min_insync_replicas).unwrap_or(1)
+        let configured = usize::try_from(self.settings.min_insync_replicas).unwrap_or(1);
+        match &self.role {
+            Role::Leader(leader) => configured.min(leader.replica_count()),
+            Role::Follower { .. } | Role::Deleted | Role::Offline => configured,
+        }
     }
 
     fn offsets(&self) -> Offsets {
@@ -511,45 +414,25 @@ impl State {
             // Without transactions every committed record is stable.
             last_stable: self.high_watermark,
             log_end: self.log.log_end_offset(),
+            epoch_start: match &self.role {
+                Role::Leader(leader) => leader.epoch_start(),
+                Role::Follower { .. } | Role::Deleted | Role::Offline => self.log.log_end_offset(),
+            },
         }
-    }
-
-    /// Whether the reader has records up to its offset that this log has not. An epoch
-    /// that the log does not know, nor any before it, says as little as an offset out of
-    /// range.
-    fn divergence(
-        &self,
-        read: &Read,
-        offsets: &Offsets,
-    ) -> Result<Option<Divergence>, PartitionError> {
-        let epoch = read.last_fetched_epoch;
-        if epoch == LeaderEpoch::NONE {
-            return Ok(None);
-        }
-        let Some((found, end_offset)) = self.log.end_offset_for_epoch(epoch) else {
-            return Err(PartitionError::OffsetOutOfRange {
-                requested: read.from,
-                start: offsets.log_start,
-                end: offsets.log_end,
-            });
-        };
-        Ok(
-            (found < epoch || end_offset < read.from).then_some(Divergence {
-                epoch: found,
-                end_offset,
-            }),
-        )
     }
 
     /// The log has records that it had not: they count as held at once, or after the
     /// fsync that the flush policy asks for. True if that fsync must be started.
-    fn log_grew(&mut self, bytes: usize, now_ms: i64, broker: BrokerId) -> bool {
+    fn log_grew(&mut self, bytes: u64, now_ms: i64) -> bool {
         self.uncommitted
-            .push_back((self.log.log_end_offset(), bytes as u64));
+            .push_back((self.log.log_end_offset(), bytes));
+        // A follower may have them before they are on this disk: what counts is on how many
+        // replicas they are held.
+        self.replica_fetches.readable(bytes);
         if !self.log.is_flush_due(now_ms) {
             // Even while a flush runs: it is one that no append asked for.
             self.held_end = self.log.log_end_offset();
-            self.advance(broker);
+            self.advance();
             return false;
         }
         match self.flushing {
@@ -564,24 +447,25 @@ impl State {
         }
     }
 
-    /// Moves the high watermark as far as the in-sync replicas hold the log (I3), and
+    /// Moves a leader's high watermark as far as the in-sync replicas hold the log (I3), and
     /// wakes whoever waited for that.
-    fn advance(&mut self, broker: BrokerId) {
+    fn advance(&mut self) {
         self.until_held.reached(self.held_end);
         let Role::Leader(leader) = &self.role else {
             return;
         };
-        let Some(end) =
-            leader::committed_end(leader, broker, self.held_end, self.min_insync_replicas())
-        else {
-            return;
-        };
-        if end <= self.high_watermark {
-            return;
+        if let Some(end) = leader.committed_end(self.held_end, self.min_insync_replicas())
+            && end > self.high_watermark
+        {
+            self.set_high_watermark(end);
         }
+    }
+
+    fn set_high_watermark(&mut self, end: Offset) {
         assert!(
-            end <= self.log.log_end_offset(),
-            "I14: the high watermark {end} would pass the log's end {}",
+            self.high_watermark < end && end <= self.log.log_end_offset(),
+            "I14: a high watermark moves forward, from {} to {end}, and not past the log's end {}",
+            self.high_watermark,
             self.log.log_end_offset()
         );
         let mut bytes = 0;
@@ -597,9 +481,13 @@ impl State {
     fn stop_waiting(&mut self, error: ErrorCode) {
         self.until_committed.fail(error);
         self.until_held.fail(error);
+        self.until_deleted.fail(error);
         self.fetches.wake_all();
+        self.replica_fetches.wake_all();
     }
 }
 
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod tests;

@@ -3,13 +3,17 @@
 use super::*;
 use crate::metrics::Metrics;
 use std::{collections::BTreeMap, path::Path};
-use yuxi_controller::settings::ServerSettings;
+use yuxi_controller::{
+    keys::{LeaderRecovery, PartitionState},
+    settings::ServerSettings,
+};
 use yuxi_log::Opening;
 use yuxi_protocol::record::RecordBatchBuilder;
 
 const ME: BrokerId = BrokerId::new(1);
 
-fn led(directory: &Path, overrides: &[(&str, &str)]) -> Partition {
+/// A replica on `broker`, which has no role yet.
+pub(super) fn replica(directory: &Path, broker: BrokerId, overrides: &[(&str, &str)]) -> Partition {
     let overrides: BTreeMap<String, String> = overrides
         .iter()
         .map(|&(name, value)| (name.to_owned(), value.to_owned()))
@@ -19,7 +23,7 @@ fn led(directory: &Path, overrides: &[(&str, &str)]) -> Partition {
     let settings = Arc::new(TopicSettings::resolve(&server, &overrides));
     let opening = Opening {
         recovery_point: Offset::ZERO,
-        clean_shutdown: true,
+        clean_shutdown: false,
         log_start_offset: Offset::ZERO,
         topic_id: None,
         now_ms: 0,
@@ -29,9 +33,29 @@ fn led(directory: &Path, overrides: &[(&str, &str)]) -> Partition {
         topic: "t".into(),
         partition: yuxi_protocol::ids::PartitionId::new(0),
     };
-    let partition = Partition::new(id, ME, log, settings, Offset::ZERO);
-    partition.become_leader(LeaderEpoch::new(0), vec![ME]);
+    Partition::new(id, TopicId::ZERO, broker, log, settings, Offset::ZERO)
+}
+
+fn led(directory: &Path, overrides: &[(&str, &str)]) -> Partition {
+    let partition = replica(directory, ME, overrides);
+    partition.become_leader(&state(0, ME), 0);
     partition
+}
+
+fn state(epoch: i32, leader: BrokerId) -> PartitionState {
+    PartitionState {
+        replicas: vec![ME],
+        isr: vec![ME],
+        elr: Vec::new(),
+        leader,
+        leader_epoch: LeaderEpoch::new(epoch),
+        partition_epoch: 0,
+        leader_recovery: LeaderRecovery::Recovered,
+        last_known_leader: None,
+        adding_replicas: Vec::new(),
+        removing_replicas: Vec::new(),
+        lost_data: Vec::new(),
+    }
 }
 
 fn append(partition: &Partition, acks: RequiredAcks) -> Appended {
@@ -102,13 +126,13 @@ fn who_waits_for_an_acknowledgement_learns_that_the_leader_or_the_topic_is_gone(
         Ack::Now => panic!("acknowledged before the flush"),
     };
     let mut first = waiting(append(&partition, RequiredAcks::All));
-    partition.become_follower(LeaderEpoch::new(1));
+    partition.become_follower(&state(1, BrokerId::new(2)));
     assert_eq!(
         first.try_recv(),
         Ok(Err(ErrorCode::NotLeaderOrFollower)),
         "I10: never acknowledged under another leader"
     );
-    partition.become_leader(LeaderEpoch::new(2), vec![ME]);
+    partition.become_leader(&state(2, ME), 0);
     let mut second = waiting(append(&partition, RequiredAcks::All));
     partition.delete();
     assert_eq!(
@@ -121,7 +145,7 @@ fn who_waits_for_an_acknowledgement_learns_that_the_leader_or_the_topic_is_gone(
 fn an_older_or_newer_leader_epoch_than_this_one_is_refused() {
     let parent = tempfile::tempdir().expect("a directory");
     let partition = led(&parent.path().join("t-0"), &[]);
-    partition.become_leader(LeaderEpoch::new(5), vec![ME]);
+    partition.become_leader(&state(5, ME), 0);
     for (believed, expected) in [
         (4, Some(ErrorCode::FencedLeaderEpoch)),
         (5, None),

@@ -13,6 +13,10 @@ use yuxi_protocol::{error_code::ErrorCode, ids::Offset};
 
 type AckSender = oneshot::Sender<Result<(), ErrorCode>>;
 
+/// Resolves when an offset has come far enough. An error, or the sender gone, means that
+/// it is not known to.
+pub(crate) type AckReceiver = oneshot::Receiver<Result<(), ErrorCode>>;
+
 /// Produces that wait until the log is held or committed up to an offset. Appends come
 /// in offset order, so the queue is sorted by itself, but for retried duplicates.
 #[derive(Debug, Default)]
@@ -21,10 +25,7 @@ pub(super) struct AckWaiters {
 }
 
 impl AckWaiters {
-    pub(super) fn wait_for(
-        &mut self,
-        end_offset: Offset,
-    ) -> oneshot::Receiver<Result<(), ErrorCode>> {
+    pub(super) fn wait_for(&mut self, end_offset: Offset) -> AckReceiver {
         let (sender, receiver) = oneshot::channel();
         let at = self.queue.partition_point(|(end, _)| *end <= end_offset);
         self.queue.insert(at, (end_offset, sender));
@@ -67,6 +68,11 @@ impl FetchWaiter {
             missing_bytes: AtomicI64::new(missing_bytes),
             wake: Notify::new(),
         })
+    }
+
+    /// Ends the wait whatever is there.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
     }
 
     /// Resolves once the bytes are there or a partition's role has changed.

@@ -20,7 +20,7 @@ use super::{
     },
     value::{
         CleanupPolicy, CompressionType, Directory, EtcdEndpoints, File, HostPort, Listener,
-        LogFormat, LogLevel, Password, SettingValue, TimestampType,
+        LogFormat, LogLevel, Password, ReplicaSelector, SettingValue, TimestampType,
     },
 };
 
@@ -256,14 +256,53 @@ server_settings! {
         unclean_leader_election_enable: bool =
             "unclean.leader.election.enable", Some("false"), Any, Running;
     }
+    "Replication" {
+        /// How long a follower may be behind its leader's log end before it is taken out of
+        /// the in-sync replicas.
+        replica_lag_time_max_ms: i64 =
+            "replica.lag.time.max.ms", Some("30000"), AtLeast(1), AtStart;
+        /// The most bytes of records that a follower asks for from one partition at once. A
+        /// first batch that is larger comes all the same.
+        replica_fetch_max_bytes: i32 =
+            "replica.fetch.max.bytes", Some("1048576"), AtLeast(0), AtStart;
+        /// The most bytes of records that a follower asks for in one request.
+        replica_fetch_response_max_bytes: i32 =
+            "replica.fetch.response.max.bytes", Some("10485760"), AtLeast(0), AtStart;
+        /// How long a leader that has nothing new keeps a follower waiting. It is also how
+        /// long a follower may not know that records it has are committed. At most
+        /// `replica.lag.time.max.ms`.
+        replica_fetch_wait_max_ms: i32 =
+            "replica.fetch.wait.max.ms", Some("500"), AtLeast(1), AtStart;
+        /// How many bytes of records a leader waits for before it answers a follower.
+        replica_fetch_min_bytes: i32 =
+            "replica.fetch.min.bytes", Some("1"), AtLeast(0), AtStart;
+        /// The longest time that a follower rests after a fetch that failed; the first few
+        /// times it rests much less.
+        replica_fetch_backoff_ms: i32 =
+            "replica.fetch.backoff.ms", Some("1000"), AtLeast(0), AtStart;
+        /// How long a follower waits for its leader's answer before it connects anew.
+        replica_socket_timeout_ms: i32 =
+            "replica.socket.timeout.ms", Some("30000"), AtLeast(1), AtStart;
+        /// Which replica consumers are told to read from: by default the leader, with
+        /// org.apache.kafka.common.replica.RackAwareReplicaSelector an in-sync one in the
+        /// consumer's own rack (its `client.rack`, the broker's `broker.rack`).
+        replica_selector_class: ReplicaSelector = "replica.selector.class",
+            Some("org.apache.kafka.common.replica.LeaderSelector"), Any, AtStart;
+        /// How often high watermarks are written to replication-offset-checkpoint, so that a
+        /// restarted broker knows what was committed.
+        replica_high_watermark_checkpoint_interval_ms: i64 =
+            "replica.high.watermark.checkpoint.interval.ms", Some("5000"), AtLeast(1), AtStart;
+    }
     "Consumer groups" {
         /// How many partitions the topic of committed offsets is created with. Can't be changed
         /// once it exists.
         offsets_topic_num_partitions: i32 =
             "offsets.topic.num.partitions", Some("50"), AtLeast(1), AtStart;
-        /// How many replicas the topic of committed offsets is created with.
+        /// How many replicas the topic of committed offsets is created with. Groups have to
+        /// wait until that many brokers are there. A broker that is a cluster by itself takes
+        /// one.
         offsets_topic_replication_factor: i16 =
-            "offsets.topic.replication.factor", Some("1"), AtLeast(1), AtStart;
+            "offsets.topic.replication.factor", Some("3"), AtLeast(1), AtStart;
         /// The largest size of a segment of the topic of committed offsets.
         offsets_topic_segment_bytes: i32 =
             "offsets.topic.segment.bytes", Some("104857600"), AtLeast(14), AtStart;
@@ -468,6 +507,12 @@ impl ServerSettings {
                 self.listeners
             )),
             _ => {}
+        }
+        if i64::from(self.replica_fetch_wait_max_ms) > self.replica_lag_time_max_ms {
+            found.push(format!(
+                "replica.fetch.wait.max.ms={} is more than replica.lag.time.max.ms={}",
+                self.replica_fetch_wait_max_ms, self.replica_lag_time_max_ms
+            ));
         }
         let request_max_bytes = i64::from(self.socket_request_max_bytes);
         if (1..request_max_bytes).contains(&self.queued_max_request_bytes) {

@@ -29,5 +29,5 @@ pub use row::{Kind, Range, Setting, Update};
 pub use topic::TopicSettings;
 pub use value::{
     CleanupPolicy, CompressionType, Directory, EtcdEndpoints, File, HostPort, Listener, LogFormat,
-    LogLevel, Password, SettingValue, TimestampType,
+    LogLevel, Password, ReplicaSelector, SettingValue, TimestampType,
 };

@@ -74,7 +74,8 @@ pub(super) const NOT_HERE: &[(&str, &str)] = &[
         "telemetry.max.bytes",
         "clients' metrics are not collected; remove it",
     ),
-    ("replica.", NO_REPLICATION),
+    ("replica.socket.receive.buffer.bytes", REMOVE),
+    ("replica.alter.log.dirs.", NO_QUOTAS),
     ("num.replica.fetchers", NO_REPLICATION),
     ("broker.heartbeat.interval.ms", NO_REPLICATION),
     (

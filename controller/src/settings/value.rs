@@ -201,6 +201,16 @@ impl SettingValue for CleanupPolicy {
 }
 
 choice! {
+    /// Which replica a consumer is sent to (`replica.selector.class`), by Kafka's names.
+    ReplicaSelector: String {
+        /// The leader.
+        Leader = "org.apache.kafka.common.replica.LeaderSelector",
+        /// An in-sync replica in the consumer's own rack, if there is one (KIP-392).
+        RackAware = "org.apache.kafka.common.replica.RackAwareReplicaSelector",
+    }
+}
+
+choice! {
     /// How the daemon's own log lines look (`log.format`).
     LogFormat: String {
         /// For people.

@@ -2,6 +2,9 @@
 //!
 //! The answer is never copied: it is a list of encoded bytes and slices of segment
 //! files. Sessions (KIP-227) remember the partitions of a consumer between requests.
+//!
+//! A fetch with a replica id changes what this leader knows of its followers, so it is
+//! believed only from a broker that is registered in that very incarnation (I7).
 
 #[cfg(feature = "bench")]
 pub mod bench;
@@ -12,18 +15,23 @@ pub(crate) use session::FetchSessions;
 
 use super::{Context, Request, Started};
 use crate::{
-    node::Lookup,
-    partition::{FetchWaiter, Isolation, Partition, PartitionError, Read},
+    node::{self, Lookup},
+    partition::{FetchWaiter, Follower, Isolation, Now, Partition, PartitionError, Read, Seen},
+    time,
 };
 use response::{FetchedPartition, Response};
 use session::{Opened, Wanted};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::time::Instant;
+use yuxi_controller::settings::ReplicaSelector;
 use yuxi_protocol::{
+    codec::StrBytes,
     error_code::ErrorCode,
-    ids::PartitionId,
+    ids::{BrokerEpoch, BrokerId, Offset, PartitionId},
     messages::{FetchRequest, KafkaRequest},
 };
+
+const UNKNOWN: Offset = Offset::new(-1);
 
 /// Topics are named by their ids from this version on.
 const TOPIC_IDS_FROM: i16 = 13;
@@ -31,14 +39,33 @@ const TOPIC_IDS_FROM: i16 = 13;
 /// Errors name the leader there is, from this version on (KIP-951).
 const LEADER_HINTS_FROM: i16 = 12;
 
+/// Where there is no leader here, the answer says how to reach it, from this version on.
+const ENDPOINTS_FROM: i16 = 16;
+
+/// Followers answer consumers, from this version on (KIP-392).
+const FROM_FOLLOWERS_FROM: i16 = 11;
+
+/// Followers say in which incarnation they are, from this version on (KIP-903).
+const REPLICA_STATE_FROM: i16 = 15;
+
+/// Who reads.
+enum Reader {
+    Consumer {
+        /// Its rack, if a follower in the same one may do.
+        rack: Option<StrBytes>,
+    },
+    Replica(BrokerId, BrokerEpoch),
+    /// It says that it is a replica, and not which incarnation of which broker.
+    Pretender,
+}
+
 /// What a request asks for, apart from its partitions.
 struct Limits {
     max_bytes: usize,
     min_bytes: usize,
     isolation: Isolation,
     deadline: Instant,
-    /// A replica id is set, which only brokers may do.
-    as_replica: bool,
+    reader: Reader,
 }
 
 pub(super) fn start(mut request: Request) -> Started {
@@ -47,14 +74,14 @@ pub(super) fn start(mut request: Request) -> Started {
         Err(error) => return Started::Ready(Err(error)),
     };
     let context = request.into_context();
-    let limits = Limits::of(&fetch, context.node.settings.fetch_max_bytes);
+    let limits = Limits::of(&fetch, &context);
     let opened = match context.node.fetch_sessions.open(&fetch, context.version) {
         Ok(opened) => opened,
         Err(error) => return Started::Ready(response::error(&context, error)),
     };
     let (found, fetched) = collect(&context, &opened.wanted, &limits);
     if is_enough(&fetched, &limits) || opened.wanted.is_empty() {
-        return Started::Ready(finish(&context, &opened, fetched));
+        return Started::Ready(finish(&context, &opened, &limits, fetched));
     }
     let parked = Parked::park(found, &fetched, &limits);
     Started::Pending(Box::pin(wait(context, opened, limits, parked)))
@@ -68,20 +95,24 @@ async fn wait(
     mut parked: Option<Parked>,
 ) -> super::Outcome {
     loop {
-        if let Some(parked) = parked.take() {
+        if let Some(parked) = parked.take()
+            && opened.wait_with(&parked.waiter)
+        {
             // Whether woken or out of time, what is there now is looked at.
             let _ = tokio::time::timeout_at(limits.deadline, parked.waiter.woken()).await;
         }
         let (found, fetched) = collect(&context, &opened.wanted, &limits);
-        if is_enough(&fetched, &limits) {
-            return finish(&context, &opened, fetched);
+        if is_enough(&fetched, &limits) || opened.is_superseded() {
+            return finish(&context, &opened, &limits, fetched);
         }
         parked = Parked::park(found, &fetched, &limits);
     }
 }
 
 impl Limits {
-    fn of(fetch: &FetchRequest, most: i32) -> Self {
+    fn of(fetch: &FetchRequest, context: &Context) -> Self {
+        let settings = &context.node.settings;
+        let most = settings.fetch_max_bytes;
         let bytes = |value: i32| usize::try_from(value).unwrap_or(0);
         let max_bytes = bytes(fetch.max_bytes.min(most));
         Self {
@@ -94,7 +125,28 @@ impl Limits {
             },
             deadline: Instant::now()
                 + Duration::from_millis(u64::try_from(fetch.max_wait_ms).unwrap_or(0)),
-            as_replica: fetch.replica_id >= 0 || fetch.replica_state.replica_id >= 0,
+            reader: Reader::of(fetch, context),
+        }
+    }
+}
+
+impl Reader {
+    fn of(fetch: &FetchRequest, context: &Context) -> Self {
+        let state = &fetch.replica_state;
+        if fetch.replica_id >= 0 {
+            Self::Pretender
+        } else if state.replica_id < 0 {
+            let by_rack =
+                context.node.settings.replica_selector_class == ReplicaSelector::RackAware;
+            let rack = Some(&fetch.rack_id).filter(|rack| by_rack && !rack.is_empty());
+            Self::Consumer {
+                rack: rack.cloned(),
+            }
+        } else if context.version < REPLICA_STATE_FROM {
+            Self::Pretender
+        } else {
+            let epoch = BrokerEpoch::new(state.replica_epoch);
+            Self::Replica(BrokerId::new(state.replica_id), epoch)
         }
     }
 }
@@ -111,32 +163,72 @@ fn collect(
     let mut any = false;
     let mut found = Vec::with_capacity(wanted.len());
     let mut fetched = Vec::with_capacity(wanted.len());
+    let now = Now {
+        now_ms: time::now_ms(),
+        lag_ms: context.node.settings.replica_lag_time_max_ms,
+    };
+    let follower = follower(context, limits);
     for want in wanted {
-        let partition = match find(context, want, limits) {
+        let lookup = match follower {
+            Ok(_) => find(context, want),
+            Err(error) => Err(error),
+        };
+        let partition = match lookup {
             Ok(partition) => partition,
             Err(error) => {
                 found.push(None);
-                fetched.push(FetchedPartition::error(want.partition, error));
+                fetched.push(refused(context, want, error));
                 continue;
             }
         };
-        let read = partition.read(Read {
+        if let Some(replica) = preferred_replica(context, &partition, want, limits) {
+            let offsets = partition.offsets();
+            let mut answer = FetchedPartition::elsewhere(want.partition, offsets, replica);
+            answer.topic = Some(Arc::clone(&partition.id().topic));
+            fetched.push(answer);
+            found.push(Some(partition));
+            continue;
+        }
+        let read = Read {
             from: want.fetch_offset,
             max_bytes: left.min(want.max_bytes),
             at_least_one_batch: !any,
             isolation: limits.isolation,
             leader_epoch: want.current_leader_epoch,
             last_fetched_epoch: want.last_fetched_epoch,
-        });
+            leader_only: context.version < FROM_FOLLOWERS_FROM,
+        };
+        let read = match follower {
+            Ok(Some(follower)) => {
+                let follower = Follower {
+                    log_start: want.log_start_offset,
+                    ..follower
+                };
+                partition.read_as_leader_of(follower, read, now)
+            }
+            Ok(None) | Err(_) => partition.read(read),
+        };
         let mut answer = match read {
             Ok(answer) => {
                 if let Some(slice) = &answer.records {
                     left = left.saturating_sub(slice.len());
                     any = true;
                 }
+                if answer.isr_change_due {
+                    context.node.replication.isr_change_due(&partition);
+                }
                 FetchedPartition::read(want.partition, answer, limits.isolation)
             }
-            Err(error) => refused(context, want, &error),
+            Err(error) => {
+                let mut answer = refused(context, want, error.code());
+                if let PartitionError::OffsetOutOfRange { start, .. } = error
+                    && matches!(follower, Ok(Some(_)))
+                {
+                    // A follower that lacks it begins anew there.
+                    answer.log_start_offset = start;
+                }
+                answer
+            }
         };
         answer.topic = Some(Arc::clone(&partition.id().topic));
         fetched.push(answer);
@@ -145,12 +237,60 @@ fn collect(
     (found, fetched)
 }
 
-fn find(context: &Context, want: &Wanted, limits: &Limits) -> Result<Arc<Partition>, ErrorCode> {
-    if limits.as_replica {
-        // An ordinary client that set a replica id moved the high watermark and lost
-        // data (CVE-2018-1288).
-        return Err(ErrorCode::ClusterAuthorizationFailed);
+/// The broker that fetches as a follower, if one does. An ordinary client that set a
+/// replica id moved the high watermark and lost data (CVE-2018-1288), so it must be
+/// registered, in this incarnation.
+fn follower(context: &Context, limits: &Limits) -> Result<Option<Follower>, ErrorCode> {
+    match limits.reader {
+        Reader::Consumer { .. } => Ok(None),
+        Reader::Pretender => Err(ErrorCode::ClusterAuthorizationFailed),
+        Reader::Replica(id, broker_epoch) => {
+            let image = context.node.image();
+            match image.broker(id) {
+                Some(broker) if broker.epoch == broker_epoch && id != context.node.broker_id => {
+                    Ok(Some(Follower {
+                        id,
+                        broker_epoch,
+                        is_active: image.is_active(id),
+                        log_start: UNKNOWN,
+                    }))
+                }
+                Some(_) | None => Err(ErrorCode::ClusterAuthorizationFailed),
+            }
+        }
     }
+}
+
+/// The in-sync follower in the reader's rack that it should read from, if this leader is
+/// not in that rack itself (KIP-392).
+fn preferred_replica(
+    context: &Context,
+    partition: &Partition,
+    want: &Wanted,
+    limits: &Limits,
+) -> Option<BrokerId> {
+    let Reader::Consumer { rack: Some(rack) } = &limits.reader else {
+        return None;
+    };
+    if context.version < FROM_FOLLOWERS_FROM {
+        return None;
+    }
+    let rack = Some(rack.as_str());
+    if context.node.settings.broker_rack.as_deref() == rack {
+        return None;
+    }
+    let image = context.node.image();
+    partition
+        .followers_with(want.fetch_offset)
+        .into_iter()
+        .find(|&id| {
+            image
+                .broker(id)
+                .is_some_and(|broker| broker.registration.rack.as_deref() == rack)
+        })
+}
+
+fn find(context: &Context, want: &Wanted) -> Result<Arc<Partition>, ErrorCode> {
     let by_id = context.version >= TOPIC_IDS_FROM;
     let lookup = if by_id {
         context
@@ -168,8 +308,8 @@ fn find(context: &Context, want: &Wanted, limits: &Limits) -> Result<Arc<Partiti
     }
 }
 
-fn refused(context: &Context, want: &Wanted, error: &PartitionError) -> FetchedPartition {
-    let code = error.code();
+/// A refusal; with it, the leader to go to (KIP-951).
+fn refused(context: &Context, want: &Wanted, code: ErrorCode) -> FetchedPartition {
     let mut fetched = FetchedPartition::error(want.partition, code);
     let look_elsewhere = matches!(
         code,
@@ -202,8 +342,14 @@ fn is_enough(fetched: &[FetchedPartition], limits: &Limits) -> bool {
         || limits.deadline <= Instant::now()
 }
 
-fn finish(context: &Context, opened: &Opened, fetched: Vec<FetchedPartition>) -> super::Outcome {
+fn finish(
+    context: &Context,
+    opened: &Opened,
+    limits: &Limits,
+    fetched: Vec<FetchedPartition>,
+) -> super::Outcome {
     let metrics = &context.node.metrics;
+    let is_replica = matches!(limits.reader, Reader::Replica(..));
     for partition in &fetched {
         if partition.error != ErrorCode::None {
             metrics.request_failed(FetchRequest::API_KEY.value(), partition.error);
@@ -211,6 +357,10 @@ fn finish(context: &Context, opened: &Opened, fetched: Vec<FetchedPartition>) ->
         let Some(topic) = &partition.topic else {
             continue;
         };
+        if is_replica {
+            metrics.replication_bytes_out(topic, partition.record_bytes());
+            continue;
+        }
         metrics.fetch_requested(topic);
         if partition.error != ErrorCode::None {
             metrics.fetch_failed(topic);
@@ -221,8 +371,20 @@ fn finish(context: &Context, opened: &Opened, fetched: Vec<FetchedPartition>) ->
         }
     }
     let (session_id, keep) = opened.close(&fetched);
+    let leaders: BTreeSet<BrokerId> = fetched
+        .iter()
+        .filter_map(|partition| partition.current_leader.map(|(leader, _)| leader))
+        .collect();
+    let endpoints = if leaders.is_empty() || context.version < ENDPOINTS_FROM {
+        Vec::new()
+    } else {
+        let mut endpoints = node::endpoints(&context.node.image());
+        endpoints.retain(|endpoint| leaders.contains(&endpoint.id));
+        endpoints
+    };
     let response = Response {
         session_id,
+        endpoints,
         wanted: &opened.wanted,
         fetched,
         keep: &keep,
@@ -253,7 +415,13 @@ impl Parked {
             let Some(partition) = partition else {
                 continue;
             };
-            let unchanged = partition.park_fetch(&parked.waiter, seen.high_watermark);
+            let seen = match limits.reader {
+                Reader::Consumer { .. } | Reader::Pretender => {
+                    Seen::HighWatermark(seen.high_watermark)
+                }
+                Reader::Replica(..) => Seen::LogEnd(seen.log_end_offset),
+            };
+            let unchanged = partition.park_fetch(&parked.waiter, seen);
             parked.partitions.push(partition);
             if !unchanged {
                 return None;

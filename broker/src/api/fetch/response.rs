@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     net::answer::{Answer, Chunk},
-    partition::{Divergence, ReadAnswer},
+    node::Endpoint,
+    partition::{Divergence, Offsets, ReadAnswer},
 };
 use bytes::{BufMut, BytesMut};
 use std::sync::Arc;
@@ -38,9 +39,15 @@ pub(super) struct FetchedPartition {
     pub(super) high_watermark: Offset,
     pub(super) last_stable_offset: Offset,
     pub(super) log_start_offset: Offset,
+    /// Not part of the answer.
+    pub(super) log_end_offset: Offset,
     /// The aborted transactions follow, of which there are none yet.
     read_committed: bool,
     pub(super) current_leader: Option<(BrokerId, LeaderEpoch)>,
+    /// Whom to read from instead (KIP-392).
+    preferred_replica: Option<BrokerId>,
+    /// A follower must hear of the log's start without waiting.
+    must_tell_log_start: bool,
     divergence: Option<Divergence>,
     records: Option<FileSlice>,
     /// Waiting adds nothing to these records.
@@ -56,8 +63,11 @@ impl FetchedPartition {
             high_watermark: UNKNOWN,
             last_stable_offset: UNKNOWN,
             log_start_offset: UNKNOWN,
+            log_end_offset: UNKNOWN,
             read_committed: false,
             current_leader: None,
+            preferred_replica: None,
+            must_tell_log_start: false,
             divergence: None,
             records: None,
             cannot_grow: false,
@@ -72,11 +82,25 @@ impl FetchedPartition {
             high_watermark: answer.high_watermark,
             last_stable_offset: answer.last_stable_offset,
             log_start_offset: answer.log_start_offset,
+            log_end_offset: answer.log_end_offset,
             read_committed: isolation == Isolation::Committed,
             current_leader: None,
+            preferred_replica: None,
+            must_tell_log_start: answer.must_tell_log_start,
             divergence: answer.divergence,
             records: answer.records,
             cannot_grow: answer.cannot_grow,
+        }
+    }
+
+    /// The reader is sent to another replica.
+    pub(super) fn elsewhere(partition: i32, offsets: Offsets, replica: BrokerId) -> Self {
+        Self {
+            high_watermark: offsets.high_watermark,
+            last_stable_offset: offsets.last_stable,
+            log_start_offset: offsets.log_start,
+            preferred_replica: Some(replica),
+            ..Self::error(partition, ErrorCode::None)
         }
     }
 
@@ -84,15 +108,20 @@ impl FetchedPartition {
         self.records.as_ref().map_or(0, FileSlice::len)
     }
 
-    /// An error or a divergence, which the client must hear of without waiting.
+    /// Something that the client must hear of without waiting.
     pub(super) fn must_be_told(&self) -> bool {
-        self.error != ErrorCode::None || self.divergence.is_some()
+        self.error != ErrorCode::None
+            || self.divergence.is_some()
+            || self.preferred_replica.is_some()
+            || self.must_tell_log_start
     }
 }
 
 /// A whole answer.
 pub(super) struct Response<'a> {
     pub(super) session_id: i32,
+    /// How to reach the leaders that the answer names (KIP-951).
+    pub(super) endpoints: Vec<Endpoint>,
     pub(super) wanted: &'a [Wanted],
     pub(super) fetched: Vec<FetchedPartition>,
     /// Which partitions belong in the answer.
@@ -146,7 +175,7 @@ impl Response<'_> {
             }
             out.no_tags();
         }
-        out.no_tags();
+        out.endpoints(&self.endpoints);
         out.finish().ok_or(Unanswerable::AnswerTooLarge)
     }
 }
@@ -224,7 +253,8 @@ impl Writer {
             self.bytes.put_i32(-1);
         }
         if self.version >= PREFERRED_REPLICA_FROM {
-            self.bytes.put_i32(BrokerId::NONE.value());
+            let replica = fetched.preferred_replica.unwrap_or(BrokerId::NONE);
+            self.bytes.put_i32(replica.value());
         }
         // Without records the field is empty and never null: null makes kafka-python
         // raise and keeps `kcat -e` from ending.
@@ -236,6 +266,29 @@ impl Writer {
         if self.flexible() {
             self.partition_tags(fetched.divergence, fetched.current_leader);
         }
+    }
+
+    /// Tag 0 of the answer: an array of nodes.
+    fn endpoints(&mut self, endpoints: &[Endpoint]) {
+        if endpoints.is_empty() {
+            return self.no_tags();
+        }
+        let mut value = Self::new(self.version);
+        value.count(endpoints.len());
+        for endpoint in endpoints {
+            value.bytes.put_i32(endpoint.id.value());
+            value.string(&endpoint.host);
+            value.bytes.put_i32(i32::from(endpoint.port));
+            match &endpoint.rack {
+                Some(rack) => value.string(rack),
+                None => value.varint(0),
+            }
+            value.no_tags();
+        }
+        self.varint(1);
+        self.varint(0);
+        self.varint(value.bytes.len());
+        self.bytes.put_slice(&value.bytes);
     }
 
     /// Tag 0 is the diverging epoch, tag 1 the current leader; each value is a structure
@@ -286,7 +339,7 @@ mod tests {
         frame,
         ids::TopicId,
         messages::fetch_response::{
-            EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, PartitionData,
+            EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint, PartitionData,
         },
         record::{BatchView, RecordBatchBuilder},
     };
@@ -327,6 +380,7 @@ mod tests {
             topic_id: TopicId::from_bytes([id; 16]),
             partition,
             fetch_offset: Offset::ZERO,
+            log_start_offset: Offset::ZERO,
             max_bytes: 1,
             current_leader_epoch: LeaderEpoch::NONE,
             last_fetched_epoch: LeaderEpoch::NONE,
@@ -338,9 +392,12 @@ mod tests {
             high_watermark: Offset::new(100),
             last_stable_offset: Offset::new(90),
             log_start_offset: Offset::new(10),
+            log_end_offset: Offset::new(120),
             records,
             divergence: None,
             cannot_grow: false,
+            must_tell_log_start: false,
+            isr_change_due: false,
         };
         FetchedPartition::read(partition, answer, isolation)
     }
@@ -360,6 +417,11 @@ mod tests {
         });
         if version >= LOG_START_FROM {
             data.log_start_offset = fetched.log_start_offset.value();
+        }
+        if version >= PREFERRED_REPLICA_FROM
+            && let Some(replica) = fetched.preferred_replica
+        {
+            data.preferred_read_replica = replica.value();
         }
         if version >= FLEXIBLE_FROM {
             if let Some(divergence) = &fetched.divergence {
@@ -392,6 +454,7 @@ mod tests {
                 wanted("first", 1, 2),
                 wanted("second", 2, 0),
                 wanted("second", 2, 1),
+                wanted("second", 2, 2),
             ];
             asked.extend(many.iter().map(|&number| wanted("second", 2, number)));
             let mut diverging = read(1, None, Isolation::Uncommitted);
@@ -401,12 +464,30 @@ mod tests {
             });
             let mut elsewhere = FetchedPartition::error(1, ErrorCode::NotLeaderOrFollower);
             elsewhere.current_leader = Some((BrokerId::new(4), LeaderEpoch::new(9)));
+            let offsets = Offsets {
+                log_start: Offset::new(1),
+                high_watermark: Offset::new(7),
+                last_stable: Offset::new(6),
+                log_end: Offset::new(8),
+                epoch_start: Offset::ZERO,
+            };
+            let endpoints: Vec<Endpoint> = [(4, Some("a")), (5, None)]
+                .into_iter()
+                .filter(|_| version >= super::super::ENDPOINTS_FROM)
+                .map(|(id, rack)| Endpoint {
+                    id: BrokerId::new(id),
+                    host: "broker".to_owned(),
+                    port: 9092,
+                    rack: rack.map(str::to_owned),
+                })
+                .collect();
             let mut fetched = vec![
                 read(0, Some(slice.clone()), Isolation::Uncommitted),
                 diverging,
                 read(2, Some(slice.clone()), Isolation::Committed),
                 read(0, None, Isolation::Committed),
                 elsewhere,
+                FetchedPartition::elsewhere(2, offsets, BrokerId::new(6)),
             ];
             fetched.extend(
                 many.iter()
@@ -437,8 +518,20 @@ mod tests {
             if version >= SESSIONS_FROM {
                 expected.session_id = SESSION_ID;
             }
+            expected.node_endpoints = endpoints
+                .iter()
+                .map(|endpoint| {
+                    message!(NodeEndpoint {
+                        node_id: endpoint.id.value(),
+                        host: endpoint.host.as_str().into(),
+                        port: i32::from(endpoint.port),
+                        rack: endpoint.rack.as_deref().map(Into::into),
+                    })
+                })
+                .collect();
             let response = Response {
                 session_id: SESSION_ID,
+                endpoints,
                 wanted: &asked,
                 fetched,
                 keep: &keep,
@@ -466,6 +559,7 @@ mod tests {
     fn an_answer_with_nothing_in_it_is_whole_in_every_version() {
         for version in 4..=NEWEST {
             let response = Response {
+                endpoints: Vec::new(),
                 session_id: 0,
                 wanted: &[],
                 fetched: Vec::new(),

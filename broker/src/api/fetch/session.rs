@@ -7,6 +7,7 @@
 //! [`EVICT_AFTER`]. Without a slot the client simply sends full requests.
 
 use super::{TOPIC_IDS_FROM, response::FetchedPartition};
+use crate::partition::FetchWaiter;
 use rand::Rng;
 use std::{
     collections::HashMap,
@@ -25,6 +26,7 @@ const EVICT_AFTER: Duration = Duration::from_mins(2);
 const NO_SESSION: i32 = 0;
 const FINAL_EPOCH: i32 = -1;
 const INITIAL_EPOCH: i32 = 0;
+const FIRST_INCREMENTAL_EPOCH: i32 = 1;
 
 /// One partition that a client wants.
 #[derive(Clone, Debug)]
@@ -33,6 +35,8 @@ pub(super) struct Wanted {
     pub(super) topic_id: TopicId,
     pub(super) partition: i32,
     pub(super) fetch_offset: Offset,
+    /// Where a follower's log starts.
+    pub(super) log_start_offset: Offset,
     pub(super) max_bytes: usize,
     pub(super) current_leader_epoch: LeaderEpoch,
     pub(super) last_fetched_epoch: LeaderEpoch,
@@ -45,6 +49,7 @@ impl Wanted {
             topic_id,
             partition: partition.partition,
             fetch_offset: Offset::new(partition.fetch_offset),
+            log_start_offset: Offset::new(partition.log_start_offset),
             max_bytes: usize::try_from(partition.partition_max_bytes).unwrap_or(0),
             current_leader_epoch: LeaderEpoch::new(partition.current_leader_epoch),
             last_fetched_epoch: LeaderEpoch::new(partition.last_fetched_epoch),
@@ -64,6 +69,8 @@ type Key = (Arc<str>, TopicId, i32);
 pub(super) struct Opened {
     pub(super) wanted: Vec<Wanted>,
     mode: Mode,
+    /// The session's epoch as long as no later request has come.
+    next_epoch: i32,
 }
 
 #[derive(Debug)]
@@ -74,6 +81,15 @@ enum Mode {
     Full(Arc<Mutex<Session>>),
     /// Answer only what has changed since the last answer.
     Incremental(Arc<Mutex<Session>>),
+}
+
+impl Mode {
+    fn session(&self) -> Option<&Mutex<Session>> {
+        match self {
+            Self::Sessionless => None,
+            Self::Full(session) | Self::Incremental(session) => Some(session),
+        }
+    }
 }
 
 /// All sessions of the broker.
@@ -90,6 +106,8 @@ struct Session {
     epoch: i32,
     uses_topic_ids: bool,
     last_used: Instant,
+    /// The fetch of the session that waits, if one does.
+    waiting: Option<Arc<FetchWaiter>>,
     /// In the order in which they are read: one that gave records moves to the end.
     partitions: Vec<Remembered>,
 }
@@ -148,16 +166,18 @@ impl FetchSessions {
             return Ok(Opened {
                 wanted,
                 mode: session.map_or(Mode::Sessionless, Mode::Full),
+                next_epoch: FIRST_INCREMENTAL_EPOCH,
             });
         }
         let session = lock(&self.by_id)
             .get(&fetch.session_id)
             .cloned()
             .ok_or(ErrorCode::FetchSessionIdNotFound)?;
-        let wanted = lock(&session).update(fetch, version)?;
+        let (wanted, next_epoch) = lock(&session).update(fetch, version)?;
         Ok(Opened {
             wanted,
             mode: Mode::Incremental(session),
+            next_epoch,
         })
     }
 
@@ -184,9 +204,10 @@ impl FetchSessions {
         };
         let session = Arc::new(Mutex::new(Session {
             id,
-            epoch: 1,
+            epoch: FIRST_INCREMENTAL_EPOCH,
             uses_topic_ids: version >= TOPIC_IDS_FROM,
             last_used: now,
+            waiting: None,
             partitions: wanted
                 .iter()
                 .map(|wanted| Remembered {
@@ -201,15 +222,24 @@ impl FetchSessions {
 }
 
 impl Session {
-    /// Takes an incremental request's changes in; returns all that is wanted now.
-    fn update(&mut self, fetch: &FetchRequest, version: i16) -> Result<Vec<Wanted>, ErrorCode> {
+    /// Takes an incremental request's changes in; returns all that is wanted now, and the
+    /// epoch of the next request.
+    fn update(
+        &mut self,
+        fetch: &FetchRequest,
+        version: i16,
+    ) -> Result<(Vec<Wanted>, i32), ErrorCode> {
         if fetch.session_epoch != self.epoch {
             return Err(ErrorCode::InvalidFetchSessionEpoch);
         }
         if self.uses_topic_ids != (version >= TOPIC_IDS_FROM) {
             return Err(ErrorCode::FetchSessionTopicIdError);
         }
-        self.epoch = self.epoch.checked_add(1).unwrap_or(1);
+        self.epoch = self.epoch.checked_add(1).unwrap_or(FIRST_INCREMENTAL_EPOCH);
+        // Whoever sends another request wants the answer to the last one now.
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
         self.last_used = Instant::now();
         let mut changed: HashMap<Key, Wanted> = wanted_in(fetch)
             .map(|wanted| (wanted.key(), wanted))
@@ -245,11 +275,12 @@ impl Session {
                 }
             }
         }
-        Ok(self
+        let wanted = self
             .partitions
             .iter()
             .map(|known| known.wanted.clone())
-            .collect())
+            .collect();
+        Ok((wanted, self.epoch))
     }
 
     /// Remembers what is told now; returns which partitions have anything new to tell.
@@ -298,6 +329,27 @@ impl Session {
 }
 
 impl Opened {
+    /// The fetch is about to wait: the session's next request will wake it. False if that
+    /// has come already.
+    pub(super) fn wait_with(&self, waiter: &Arc<FetchWaiter>) -> bool {
+        let Some(session) = self.mode.session() else {
+            return true;
+        };
+        let mut session = lock(session);
+        let is_last = session.epoch == self.next_epoch;
+        if is_last {
+            session.waiting = Some(Arc::clone(waiter));
+        }
+        is_last
+    }
+
+    /// The session's next request has come.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.mode
+            .session()
+            .is_some_and(|session| lock(session).epoch != self.next_epoch)
+    }
+
     /// The session id for the answer, and which partitions belong in it.
     pub(super) fn close(&self, fetched: &[FetchedPartition]) -> (i32, Vec<bool>) {
         match &self.mode {

@@ -1,0 +1,148 @@
+//! Records on several brokers, and what becomes of them when some go.
+
+use crate::support::{Cluster, produce, wait_for};
+use yuxi_controller::keys::PartitionState;
+
+fn isr_is(count: usize) -> impl Fn(&PartitionState) -> bool {
+    move |state| state.isr.len() == count
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_acknowledged_by_all_is_the_same_on_every_replica() {
+    let cluster = Cluster::start(3, &[]).await;
+    cluster.create_topic("t", &[1, 2, 3], &[]).await;
+    let producer = cluster.producer().await;
+    for value in 0..50 {
+        produce(&producer, "t", value.to_string())
+            .await
+            .expect("acknowledged");
+    }
+    let leaders = cluster.log_bytes(1, "t", 0);
+    assert!(!leaders.is_empty());
+    for follower in [2, 3] {
+        assert_eq!(cluster.log_bytes(follower, "t", 0), leaders, "{follower}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_when_the_leader_is_killed() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    cluster.create_topic("t", &[2, 1, 3], &[]).await;
+    let producer = cluster.producer().await;
+    for value in 0..20 {
+        produce(&producer, "t", value.to_string())
+            .await
+            .expect("acknowledged");
+    }
+    cluster.kill(2).await;
+    let next = cluster
+        .until("t", 0, "another leader", |state| {
+            state.leader.value() != 2 && state.leader.value() >= 0
+        })
+        .await;
+    assert_eq!(next.leader.value(), 1);
+    for value in 20..40 {
+        produce(&producer, "t", value.to_string())
+            .await
+            .expect("acknowledged by the next leader");
+    }
+    cluster.start_broker(2).await;
+    cluster.until("t", 0, "a full ISR", isr_is(3)).await;
+    produce(&producer, "t", "40").await.expect("acknowledged");
+    let values: Vec<String> = cluster
+        .values("t", 0)
+        .await
+        .into_iter()
+        .map(|(_, value)| value)
+        .collect();
+    let expected: Vec<String> = (0..=40).map(|value| value.to_string()).collect();
+    assert_eq!(values, expected);
+    let leaders = cluster.log_bytes(1, "t", 0);
+    for follower in [2, 3] {
+        wait_for("identical logs", async || {
+            (cluster.log_bytes(follower, "t", 0) == leaders).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_leader_alone_had_is_cut_when_it_comes_back() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    cluster.create_topic("t", &[3, 1, 2], &[]).await;
+    let producer = cluster.producer().await;
+    produce(&producer, "t", "all").await.expect("acknowledged");
+    cluster.kill(3).await;
+    // As if it had written what nobody fetched any more.
+    let path = cluster.data_dir(3).join("t-0/00000000000000000000.log");
+    let mut records = std::fs::read(&path).expect("a segment");
+    let mut alone = records.clone();
+    alone[..8].copy_from_slice(&1_i64.to_be_bytes());
+    records.extend_from_slice(&alone);
+    std::fs::write(&path, &records).expect("written");
+    produce(&producer, "t", "next").await.expect("acknowledged");
+    cluster.start_broker(3).await;
+    cluster.until("t", 0, "a full ISR", isr_is(3)).await;
+    produce(&producer, "t", "last").await.expect("acknowledged");
+    assert_eq!(cluster.log_bytes(3, "t", 0), cluster.log_bytes(1, "t", 0));
+    let values = cluster.values("t", 0).await;
+    let expected = ["all", "next", "last"];
+    assert_eq!(values.len(), expected.len());
+    for ((at, value), (offset, expected)) in values.iter().zip((0..).zip(expected)) {
+        assert_eq!((*at, value.as_str()), (offset, expected));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_replica_begins_anew_and_is_in_sync_only_when_it_has_everything() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    cluster.create_topic("t", &[1, 2, 3], &[]).await;
+    let producer = cluster.producer().await;
+    for value in 0..10 {
+        produce(&producer, "t", value.to_string())
+            .await
+            .expect("acknowledged");
+    }
+    cluster.kill(2).await;
+    let path = cluster.data_dir(2).join("t-0/00000000000000000000.log");
+    let mut records = std::fs::read(&path).expect("a segment");
+    records[70] ^= 0xff;
+    std::fs::write(&path, &records).expect("written");
+    cluster.start_broker(2).await;
+    cluster.until("t", 0, "a full ISR", isr_is(3)).await;
+    assert_eq!(cluster.log_bytes(2, "t", 0), cluster.log_bytes(1, "t", 0));
+    let aside = std::fs::read_dir(cluster.data_dir(2))
+        .expect("a directory")
+        .filter(|entry| {
+            let name = entry.as_ref().expect("an entry").file_name();
+            name.to_string_lossy().ends_with("-stray")
+        })
+        .count();
+    assert_eq!(aside, 1, "the damaged log is kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_records_are_deleted_on_every_replica() {
+    let cluster = Cluster::start(3, &[]).await;
+    cluster.create_topic("t", &[1, 2, 3], &[]).await;
+    let producer = cluster.producer().await;
+    for value in 0..10 {
+        produce(&producer, "t", value.to_string())
+            .await
+            .expect("acknowledged");
+    }
+    let admin = yuxi_client::Admin::new(cluster.connect().await);
+    let partition = yuxi_protocol::ids::TopicPartition::new("t", 0);
+    let started = std::time::Instant::now();
+    let deleted = admin
+        .delete_records(&[(partition, 6)].into())
+        .await
+        .expect("deleted");
+    assert!(format!("{deleted:?}").contains('6'), "{deleted:?}");
+    assert!(
+        started.elapsed() < std::time::Duration::from_millis(400),
+        "followers are told without waiting for records: {:?}",
+        started.elapsed()
+    );
+    assert_eq!(cluster.values("t", 0).await[0], (6, "6".to_owned()));
+}
