@@ -145,7 +145,12 @@ impl Connection {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let member = self.member().await?;
+        // Others may be trying to open one, and fail one after the other.
+        let patience = self.options.request_timeout * 2;
+        let member = match timeout(patience, self.member()).await {
+            Ok(member) => member?,
+            Err(_) => return Err(Failure::NotDone(self.no_answer(*self.turn.borrow()))),
+        };
         let turn = member.turn;
         let failure = match timeout(self.options.request_timeout, request(member)).await {
             Ok(Ok(answer)) => return Ok(answer),

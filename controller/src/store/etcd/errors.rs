@@ -189,7 +189,7 @@ fn connect_error(status: &Status) -> Option<String> {
 }
 
 fn cannot_connect(why: &str, url: &str) -> String {
-    let hint = if why.contains("InvalidContentType") {
+    let hint = if why.contains("InvalidContentType") || why.contains("handshake eof") {
         "it does not speak TLS: use http:// in etcd.endpoints"
     } else if why.contains("CertificateRequired") || why.contains("BadCertificate") {
         "it wants a certificate of this client: set etcd.tls.certificate and etcd.tls.key"

@@ -26,7 +26,7 @@ use crate::store::{Batch, Change, Revision, StoreError, Watch, WatchEvent};
 /// has to catch up; one that is further behind is better off reading anew.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// How long to wait before a watch is opened again that could not be.
+/// How long to wait before a watch is opened again that could not be, or did not last.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -46,6 +46,7 @@ pub(super) async fn open(
         source: None,
         batches: VecDeque::new(),
         denied_once: false,
+        reconnects: 0,
     };
     watcher.source = Some(watcher.connect().await.map_err(Failure::of_query)?);
     Ok(Box::pin(stream::unfold(watcher, |mut watcher| async {
@@ -65,6 +66,8 @@ struct Watcher {
     batches: VecDeque<Arc<Batch>>,
     /// Whether etcd has denied this watch, which it does as well when a token has expired.
     denied_once: bool,
+    /// How often a source was opened since the last one that worked.
+    reconnects: u32,
 }
 
 /// One watch of etcd's.
@@ -74,6 +77,14 @@ struct Source {
     heard_at: Instant,
     /// Whether it was silent for so long that it was asked for a sign of life.
     asked: bool,
+}
+
+/// How long to wait before a source is opened, after this many that did not work.
+fn pause(reconnects: u32) -> Duration {
+    match reconnects {
+        0 => Duration::ZERO,
+        more => (FIRST_PAUSE * 2u32.saturating_pow(more - 1)).min(LONGEST_PAUSE),
+    }
 }
 
 /// What came of waiting.
@@ -157,6 +168,7 @@ impl Watcher {
         if response.canceled() {
             return self.canceled(response);
         }
+        self.reconnects = 0;
         if response.created() {
             self.denied_once = false;
             let revision = response.header().map_or(0, ResponseHeader::revision);
@@ -216,21 +228,21 @@ impl Watcher {
         self.batches.extend(batch.map(Arc::new));
     }
 
-    /// Opens the next source, for as long as it takes.
+    /// Opens the next source, for as long as it takes: at once if the last one worked, and
+    /// then less and less often.
     async fn reconnect(&mut self) -> Result<Source, StoreError> {
-        let mut pause = FIRST_PAUSE;
         loop {
+            sleep(pause(self.reconnects)).await;
+            self.reconnects += 1;
             match self.connect().await {
                 Ok(source) => return Ok(source),
                 Err(Failure::NotDone(why) | Failure::Unsure(why)) => {
-                    if pause == FIRST_PAUSE {
+                    if self.reconnects == 1 {
                         tracing::warn!(why, "etcd can't be watched");
                     }
                 }
                 Err(failure) => return Err(failure.of_query()),
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
