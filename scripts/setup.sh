@@ -50,8 +50,9 @@ apt_install() {
     apt-get install -y -q --no-install-recommends "$@" </dev/null
 }
 
-# What compiling the workspace takes: a C compiler (zstd, etcd's TLS), and
-# protoc with its well-known types (etcd's gRPC messages).
+# What compiling the workspace takes: a C compiler (zstd, etcd's TLS), and protoc with
+# its well-known types (etcd's gRPC messages); with 'tests', also what its tests run: a
+# real etcd, and openssl for the certificates that it is tried with.
 setup_build() {
   setup_rust
   local missing=()
@@ -59,14 +60,17 @@ setup_build() {
   command -v protoc >/dev/null || missing+=(protobuf-compiler)
   [[ -n ${PROTOC_INCLUDE:-} || -e /usr/include/google/protobuf/empty.proto ||
     -e /usr/local/include/google/protobuf/empty.proto ]] || missing+=(libprotobuf-dev)
+  if [[ ${1:-} == tests ]]; then
+    command -v etcd >/dev/null || missing+=(etcd-server)
+    command -v openssl >/dev/null || missing+=(openssl)
+  fi
   install_packages "${missing[@]}"
 }
 
-# Other people's clients, a JVM for Kafka's tools, and etcd.
+# Other people's clients, and a JVM for Kafka's tools.
 setup_clients() {
   local missing=()
   command -v kcat >/dev/null || missing+=(kcat)
-  command -v etcd >/dev/null || missing+=(etcd-server)
   command -v javac >/dev/null || missing+=(default-jdk-headless)
   command -v mvn >/dev/null || missing+=(maven)
   system_python >/dev/null || missing+=(python3 python3-venv)
