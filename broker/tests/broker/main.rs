@@ -1,6 +1,7 @@
 //! The whole broker in this process, driven over sockets.
 
 mod client_groups;
+mod etcd;
 mod groups;
 mod hostile;
 mod pipelining;

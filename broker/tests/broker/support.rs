@@ -99,6 +99,13 @@ impl Server {
             .expect("a clean shutdown");
     }
 
+    /// Stops the broker; the directory stays.
+    pub(crate) async fn shutdown_to_directory(self) -> Arc<TempDir> {
+        let directory = Arc::clone(&self.directory);
+        self.shutdown().await;
+        directory
+    }
+
     /// Drops the broker without a shutdown; the directory stays.
     pub(crate) fn kill(self) -> Arc<TempDir> {
         self.directory
