@@ -34,14 +34,8 @@ use crate::{
     node::{Node, Parts},
     replicas::Replicas,
 };
-use std::{
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::Instant};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use yuxi_controller::{
     Address, Campaign, Controller, ControllerError, ControllerOptions, Registration,
     keys::{self, Key, ValueError},
@@ -57,10 +51,6 @@ const EMBEDDED_SESSION: Duration = Duration::from_hours(24 * 365);
 
 /// How long a shutdown waits for other brokers to take over.
 const HANDOVER_TIME: Duration = Duration::from_secs(20);
-
-/// How long a broker of this process that has ended may need to let go of its store.
-const LETTING_GO: Duration = Duration::from_secs(5);
-const LETTING_GO_CHECK: Duration = Duration::from_millis(10);
 
 /// Why a broker did not start.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +141,7 @@ impl Broker {
             let store = Box::pin(EtcdStore::connect(etcd)).await?;
             return Box::pin(Self::run(opened, store, StoreKind::Shared)).await;
         }
-        let store = open_store(opened.directory.path()).await?;
+        let store = EmbeddedStore::open(opened.directory.path())?;
         let adopt = store.read("").await?.entries.is_empty();
         Box::pin(Self::run(opened, store, StoreKind::Private { adopt })).await
     }
@@ -197,6 +187,8 @@ impl Broker {
         {
             check_cluster(&store, &directory, stored).await?;
         }
+        // A cluster of one broker has nobody else.
+        let is_candidate = kind != StoreKind::Shared || settings.controller_candidate;
         let controller = Controller::start(
             store,
             ControllerOptions {
@@ -204,7 +196,11 @@ impl Broker {
                 settings: Arc::new(settings.clone()),
                 session_ttl: kind.session_ttl(&settings),
                 endpoint: Some(advertised_address(&settings, address.port())),
-                campaign: Campaign::OnceRegistered,
+                campaign: if is_candidate {
+                    Campaign::OnceRegistered
+                } else {
+                    Campaign::Never
+                },
                 cluster_id: stored.map(|stored| stored.cluster_id),
                 seed: None,
             },
@@ -241,6 +237,7 @@ impl Broker {
             .register_broker(Registration {
                 incarnation: uuid::Uuid::new_v4().to_string(),
                 damaged: damaged?,
+                candidate: is_candidate,
                 endpoints: vec![endpoint(&settings, address.port())],
                 rack: settings.broker_rack.clone(),
                 boot_id: boot_id(),
@@ -332,6 +329,8 @@ impl Broker {
                 tracing::warn!("the shutdown goes on without a controller's consent");
             }
         }
+        // So that another takes over while the logs are closed.
+        self.node.controller.retire().await;
         // What they append must not come after the logs are closed.
         for fetcher in self.node.replication.stop() {
             let _ = fetcher.await;
@@ -464,20 +463,6 @@ async fn check_cluster(
         stored: stored.cluster_id.clone(),
         expected,
     }))
-}
-
-/// Opens the store in a directory that is locked by this broker: if another has it open,
-/// that one has ended in this process, and its last tasks are on their way out.
-async fn open_store(directory: &Path) -> Result<EmbeddedStore, StoreError> {
-    let deadline = Instant::now() + LETTING_GO;
-    loop {
-        match EmbeddedStore::open(directory) {
-            Err(StoreError::Unavailable(_)) if Instant::now() < deadline => {
-                tokio::time::sleep(LETTING_GO_CHECK).await;
-            }
-            opened => return opened,
-        }
-    }
 }
 
 async fn bind(setting: &'static str, address: &HostPort) -> Result<TcpListener, StartError> {

@@ -91,6 +91,7 @@ fn snapshot(partitions: usize, brokers: usize) -> Snapshot {
             boot_id: "boot".to_owned(),
             directories: vec!["disk".to_owned()],
             clean_shutdown_epoch: None,
+            candidate: true,
             damaged: false,
         };
         let epoch = put(&Key::Broker(id), print_value(&registration));

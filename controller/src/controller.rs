@@ -211,7 +211,15 @@ impl Controller {
         self.call(Command::UnregisterBroker, broker).await?
     }
 
-    /// Ends the session, and with it the registration and the seal, and stops the loop.
+    /// Gives up the seal, for good, so that another takes over while this process still
+    /// has things to close. From here on its broker, once fenced, is not registered again.
+    pub async fn retire(&self) {
+        // An error means that the loop has ended already.
+        let _ = self.send(Request::Retire).await;
+    }
+
+    /// Ends the session, and with it the registration and the seal, stops the loop and
+    /// lets go of the store.
     pub async fn stop(&self) {
         let (reply, stopped) = oneshot::channel();
         if self.send(Request::Stop(reply)).await.is_ok() {

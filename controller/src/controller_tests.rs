@@ -256,8 +256,12 @@ async fn two_brokers_can_not_have_one_id() {
         ..options(1)
     };
     let same = Controller::start(store, same).await.unwrap();
+    let elsewhere = BrokerValue {
+        directories: vec!["another disk".to_owned()],
+        ..life("another")
+    };
     assert_eq!(
-        same.register_broker(life("another")).await,
+        same.register_broker(elsewhere).await,
         Err(ControllerError::DuplicateBrokerRegistration(1))
     );
 }
@@ -269,7 +273,11 @@ async fn a_broker_that_comes_back_waits_until_its_last_registration_is_gone() {
     let again = Controller::start(store, options(1)).await.unwrap();
     let registering = tokio::spawn({
         let again = again.clone();
-        async move { again.register_broker(life("second")).await }
+        let rebooted = BrokerValue {
+            boot_id: "another boot".to_owned(),
+            ..life("second")
+        };
+        async move { again.register_broker(rebooted).await }
     });
     one.stop().await;
     let second = registering.await.unwrap().unwrap();

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::{
     sync::watch,
+    task::JoinHandle,
     time::{Instant, sleep},
 };
 use yuxi_protocol::ids::{BrokerId, ControllerEpoch};
@@ -103,6 +104,7 @@ enum SessionState {
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     state: watch::Receiver<SessionState>,
+    keeping: JoinHandle<()>,
 }
 
 impl Session {
@@ -114,13 +116,21 @@ impl Session {
         let id = store.open_session(ttl).await?;
         let (sender, state) = watch::channel(SessionState::Alive(asked + ttl));
         let store = store.clone();
-        tokio::spawn(async move {
+        let keeping = tokio::spawn(async move {
             tokio::select! {
                 () = keep(&store, id, ttl, &sender) => {}
                 () = sender.closed() => {}
             }
         });
-        Ok(Self { id, state })
+        Ok(Self { id, state, keeping })
+    }
+
+    /// Keeps the session no longer, and returns once nothing of this holds the store.
+    pub(crate) async fn let_go(self) -> SessionId {
+        self.keeping.abort();
+        // It was aborted.
+        let _ = self.keeping.await;
+        self.id
     }
 
     /// Whether the session is sure to be alive.
@@ -144,12 +154,14 @@ async fn keep(
     ttl: Duration,
     state: &watch::Sender<SessionState>,
 ) {
+    let mut pause = ttl / KEEPS_PER_TTL;
     loop {
-        sleep(ttl / KEEPS_PER_TTL).await;
+        sleep(pause).await;
         let asked = Instant::now();
         match store.keep_session(id).await {
             Ok(()) => {
                 state.send_replace(SessionState::Alive(asked + ttl));
+                pause = ttl / KEEPS_PER_TTL;
             }
             Err(StoreError::SessionLost) => {
                 tracing::warn!(session = %id, "the metadata session has ended");
@@ -157,7 +169,10 @@ async fn keep(
                 return;
             }
             // The next turn tries again; until then the clock runs on.
-            Err(error) => tracing::warn!(session = %id, %error, "the session was not kept"),
+            Err(error) => {
+                tracing::warn!(session = %id, %error, "the session was not kept");
+                pause = ttl / KEEPS_PER_TTL / KEEPS_PER_TTL;
+            }
         }
     }
 }

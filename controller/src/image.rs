@@ -62,6 +62,8 @@ pub struct BrokerImage {
     pub epoch: BrokerEpoch,
     /// What it says about itself.
     pub registration: BrokerValue,
+    /// The session that its registration is bound to.
+    pub session: Option<SessionId>,
 }
 
 /// The last incarnation of a broker that was let in.
@@ -207,6 +209,21 @@ impl ClusterImage {
                 .is_some_and(|admission| !admission.value.shutting_down)
     }
 
+    /// This image as if some brokers were not registered, and others still were.
+    pub(crate) fn supposing(&self, without: &[BrokerId], with: &[BrokerImage]) -> Self {
+        let mut image = self.clone();
+        for id in without {
+            image.brokers.remove(id);
+        }
+        for broker in with {
+            image
+                .brokers
+                .entry(broker.id)
+                .or_insert_with(|| Arc::new(broker.clone()));
+        }
+        image
+    }
+
     /// The last incarnation of a broker that was let in, live or not.
     pub fn admission(&self, id: BrokerId) -> Option<&AdmissionImage> {
         self.admissions.get(&id).map(Arc::as_ref)
@@ -349,6 +366,7 @@ impl ClusterImage {
                     id,
                     epoch: BrokerEpoch::new(mod_revision.value()),
                     registration: parse_value(&entry.key, &entry.value)?,
+                    session: entry.session,
                 };
                 self.brokers.insert(id, Arc::new(broker));
             }

@@ -234,6 +234,9 @@ pub struct BrokerValue {
     /// The broker epoch that the last incarnation left in its clean-shutdown file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clean_shutdown_epoch: Option<BrokerEpoch>,
+    /// Whether its process competes for the seal.
+    #[serde(default)]
+    pub candidate: bool,
     /// Whether a log failed its checks when it was opened.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub damaged: bool,

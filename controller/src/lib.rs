@@ -9,11 +9,17 @@
 
 mod command;
 mod controller;
+pub mod daemon;
 pub mod decide;
 mod election;
 mod error;
+#[cfg(test)]
+mod failover_tests;
 pub mod image;
 pub mod keys;
+mod liveness;
+#[cfg(test)]
+mod processes;
 mod rebalance;
 mod remote;
 mod rpc;

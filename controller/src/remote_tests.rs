@@ -1,139 +1,35 @@
 //! Two processes, in effect: controllers on one store, the second with a way to the first.
 
-use tokio::net::TcpListener;
 use yuxi_protocol::{
     error_code::ErrorCode,
-    frame::RequestHead,
-    ids::{BrokerEpoch, LeaderEpoch, PartitionId},
-    messages::{AllocateProducerIdsRequest, AlterPartitionRequest},
+    ids::{LeaderEpoch, PartitionId},
 };
 
 use super::*;
 use crate::{
-    Campaign, Controller, ControllerOptions, Registration,
     decide::{
         configs::{ConfigAlteration, ConfigChange, ConfigStep},
         isr::{IsrProposal, IsrProposals},
-        testing::{registration, settings},
         topics::{NewPartitions, NewTopic, TopicSelector},
     },
     keys::{ConfigScope, LeaderRecovery},
+    processes::{Health, Process, all_ok},
     store::EmbeddedStore,
 };
 
-/// What a listener does with the requests that it gets.
-#[derive(Clone, Copy, PartialEq)]
-enum Service {
-    Answers,
-    /// Decides, and closes the connection instead of answering.
-    LosesAnswers,
-}
-
-/// A process: its controller, and the listener that others reach it by.
-struct Process {
-    controller: Controller,
-    epoch: BrokerEpoch,
-    service: Arc<Mutex<Service>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn process(store: &EmbeddedStore, node: i32) -> Process {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = Address {
-        host: "127.0.0.1".to_owned(),
-        port: listener.local_addr().unwrap().port(),
-    };
-    let options = ControllerOptions {
-        node_id: BrokerId::new(node),
-        settings: Arc::new(settings()),
-        session_ttl: Duration::from_secs(10),
-        endpoint: Some(endpoint),
-        campaign: Campaign::OnceRegistered,
-        cluster_id: None,
-        seed: None,
-    };
-    let controller = Controller::start(store.clone(), options).await.unwrap();
-    let service = Arc::new(Mutex::new(Service::Answers));
-    let task = tokio::spawn(listen(listener, controller.clone(), Arc::clone(&service)));
-    let registration = Registration {
-        incarnation: format!("life of {node}"),
-        ..registration()
-    };
-    let epoch = controller.register_broker(registration).await.unwrap();
-    Process {
-        controller,
-        epoch,
-        service,
-        task,
-    }
-}
-
-async fn listen(listener: TcpListener, controller: Controller, service: Arc<Mutex<Service>>) {
-    while let Ok((stream, _)) = listener.accept().await {
-        let (controller, service) = (controller.clone(), Arc::clone(&service));
-        tokio::spawn(async move { serve(stream, controller, service).await });
-    }
-}
-
-async fn serve(mut stream: TcpStream, controller: Controller, service: Arc<Mutex<Service>>) {
-    let limits = frame::request_limits(1 << 20);
-    let mut buffer = BytesMut::new();
-    while let Ok(frame) = read_frame(&mut stream, &mut buffer, 1 << 20).await {
-        let (head, body) = RequestHead::decode(frame, limits).unwrap();
-        let (id, version) = (head.correlation_id, head.api_version);
-        let answer = match head.api_key {
-            56 => {
-                let request: AlterPartitionRequest = head.decode_body(body, limits).unwrap();
-                let answer = controller.answer_alter_partition(version, &request).await;
-                frame::encode_response(id, version, &answer)
-            }
-            58 => {
-                let request: EnvelopeRequest = head.decode_body(body, limits).unwrap();
-                let answer = controller.answer_envelope(&request).await;
-                frame::encode_response(id, version, &answer)
-            }
-            _ => {
-                let request: AllocateProducerIdsRequest = head.decode_body(body, limits).unwrap();
-                let answer = controller.answer_allocate_producer_ids(&request).await;
-                frame::encode_response(id, version, &answer)
-            }
-        };
-        if *service.lock().unwrap() == Service::LosesAnswers {
-            *service.lock().unwrap() = Service::Answers;
-            return;
-        }
-        stream.write_all(&answer.unwrap()).await.unwrap();
-    }
-}
-
 fn topic(name: &str) -> NewTopic {
     NewTopic {
-        name: name.to_owned(),
-        partitions: 2,
-        replication_factor: 2,
-        assignments: Vec::new(),
         configs: vec![("retention.ms".to_owned(), Some("5".to_owned()))],
-        adopted: None,
+        ..crate::processes::topic(name, 2, 2)
     }
-}
-
-fn all_ok<T>(answers: Vec<Result<T, ControllerError>>) -> Vec<T> {
-    let answers: Result<_, _> = answers.into_iter().collect();
-    answers.unwrap()
 }
 
 #[tokio::test]
 async fn every_command_of_another_process_is_decided_by_the_controller_and_seen_by_its_caller() {
     let store = EmbeddedStore::in_memory();
-    let _one = process(&store, 1).await;
-    let two = process(&store, 2).await.controller.clone();
-    let two = &two;
+    let _one = Process::start(&store, 1).await;
+    let two = Process::start(&store, 2).await;
+    let two = &two.controller;
     let answers = two
         .create_topics(vec![topic("t"), topic("bad name")], false)
         .await;
@@ -172,8 +68,8 @@ async fn every_command_of_another_process_is_decided_by_the_controller_and_seen_
 #[tokio::test]
 async fn a_leader_elsewhere_shrinks_its_isr_and_is_told_why_it_may_not() {
     let store = EmbeddedStore::in_memory();
-    let one = process(&store, 1).await;
-    let two = process(&store, 2).await;
+    let one = Process::start(&store, 1).await;
+    let two = Process::start(&store, 2).await;
     all_ok(two.controller.create_topics(vec![topic("t")], false).await);
     let image = two.controller.image();
     let t = image.topic("t").unwrap();
@@ -186,7 +82,7 @@ async fn a_leader_elsewhere_shrinks_its_isr_and_is_told_why_it_may_not() {
         partition,
         leader_epoch: epoch,
         partition_epoch: state.partition_epoch,
-        isr: vec![(BrokerId::new(2), Some(two.epoch))],
+        isr: vec![(BrokerId::new(2), Some(two.epoch(2)))],
         leader_recovery: LeaderRecovery::Recovered,
     };
     let unknown = PartitionId::new(77);
@@ -196,7 +92,7 @@ async fn a_leader_elsewhere_shrinks_its_isr_and_is_told_why_it_may_not() {
     ];
     let proposals = IsrProposals {
         broker: BrokerId::new(2),
-        broker_epoch: two.epoch,
+        broker_epoch: two.epoch(2),
         partitions,
     };
     let answers = two.controller.alter_partitions(proposals.clone()).await;
@@ -209,7 +105,7 @@ async fn a_leader_elsewhere_shrinks_its_isr_and_is_told_why_it_may_not() {
     let again = two.controller.alter_partitions(proposals.clone()).await;
     assert_eq!(again[0], Err(ControllerError::InvalidUpdateVersion));
     let earlier_life = IsrProposals {
-        broker_epoch: one.epoch,
+        broker_epoch: one.epoch(1),
         ..proposals
     };
     let refused = two.controller.alter_partitions(earlier_life).await;
@@ -219,9 +115,9 @@ async fn a_leader_elsewhere_shrinks_its_isr_and_is_told_why_it_may_not() {
 #[tokio::test]
 async fn a_lost_answer_is_asked_for_again_only_where_that_is_right() {
     let store = EmbeddedStore::in_memory();
-    let one = process(&store, 1).await;
-    let two = process(&store, 2).await;
-    let lose = || *one.service.lock().unwrap() = Service::LosesAnswers;
+    let one = Process::start(&store, 1).await;
+    let two = Process::start(&store, 2).await;
+    let lose = || one.become_(Health::LosesAnAnswer);
     lose();
     let block = two.controller.allocate_producer_ids().await.unwrap();
     assert_eq!(block.first.value(), 1000, "the first block is lost");
@@ -237,10 +133,10 @@ async fn a_lost_answer_is_asked_for_again_only_where_that_is_right() {
 #[tokio::test]
 async fn a_command_waits_for_the_next_controller_and_may_be_for_this_process_then() {
     let store = EmbeddedStore::in_memory();
-    let one = process(&store, 1).await;
-    let two = process(&store, 2).await;
-    // Nobody listens at the controller any more, but its session is alive.
-    one.task.abort();
+    let one = Process::start(&store, 1).await;
+    let two = Process::start(&store, 2).await;
+    // It is there, and answers nobody.
+    one.become_(Health::Silent);
     let asking = tokio::spawn({
         let two = two.controller.clone();
         async move { two.create_topics(vec![topic("t")], true).await }
@@ -259,20 +155,20 @@ async fn a_command_waits_for_the_next_controller_and_may_be_for_this_process_the
 #[tokio::test]
 async fn what_is_not_a_live_broker_of_the_cluster_changes_nothing() {
     let store = EmbeddedStore::in_memory();
-    let one = process(&store, 1).await;
-    let two = process(&store, 2).await;
+    let one = Process::start(&store, 1).await;
+    let two = Process::start(&store, 2).await;
     let revision = one.controller.image().revision();
     let truth = Sender {
         broker: BrokerId::new(2),
-        broker_epoch: two.epoch,
-        incarnation: "life of 2".to_owned(),
+        broker_epoch: two.epoch(2),
+        incarnation: two.incarnation().to_owned(),
     };
     let guessed = Sender {
         incarnation: String::new(),
         ..truth.clone()
     };
     let of_an_earlier_life = Sender {
-        broker_epoch: one.epoch,
+        broker_epoch: one.epoch(1),
         ..truth.clone()
     };
     let unknown = Sender {
@@ -293,7 +189,7 @@ async fn what_is_not_a_live_broker_of_the_cluster_changes_nothing() {
         &truth,
         &IsrProposals {
             broker: BrokerId::new(1),
-            broker_epoch: one.epoch,
+            broker_epoch: one.epoch(1),
             partitions: Vec::new(),
         },
     );

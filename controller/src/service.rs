@@ -23,7 +23,7 @@ use futures_util::StreamExt;
 use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 use yuxi_protocol::ids::{BrokerEpoch, ControllerEpoch};
 
@@ -34,10 +34,11 @@ use crate::{
     election::{Candidate, Seal, Session},
     image::ClusterImage,
     keys::{BrokerValue, ClusterValue, Key, LAYOUT, print_value},
+    liveness::{Liveness, Timing, is_in_line},
     rebalance::RebalanceTimer,
     remote::Remote,
     store::{
-        Batch, Commit, Guard, MetadataStore, Operation, Revision, Snapshot, StoreError,
+        Batch, Commit, Guard, MetadataStore, Operation, Revision, SessionId, Snapshot, StoreError,
         Transaction, Watch, WatchEvent,
     },
     transactions::{is_applied, pack},
@@ -49,6 +50,13 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// How often one transaction is tried when its outcome is unknown or a guard failed.
 const MAX_ATTEMPTS: u32 = 3;
 
+/// When a broker that is not let in says so, first and then again.
+const FIRST_REMINDER: Duration = Duration::from_secs(1);
+const REMINDER: Duration = Duration::from_secs(10);
+
+/// How long a loop that ends waits for the last call to the store.
+const LAST_COMMIT: Duration = Duration::from_secs(2);
+
 /// How many session TTLs a registration waits for an earlier one under its id to go.
 const REGISTRATION_TTLS: u32 = 2;
 
@@ -56,6 +64,8 @@ const REGISTRATION_TTLS: u32 = 2;
 pub(crate) enum Request {
     Command(Asked),
     Register(BrokerValue, Registered),
+    /// Give up the seal and never hold it again; don't come back once fenced.
+    Retire,
     Stop(oneshot::Sender<()>),
 }
 
@@ -89,6 +99,7 @@ pub(crate) async fn start<S: MetadataStore>(
             receiver.clone(),
             way_back,
         ),
+        liveness: Liveness::new(candidate.node_id, Timing::of(&options.settings)),
         candidate,
         store,
         options,
@@ -97,6 +108,10 @@ pub(crate) async fn start<S: MetadataStore>(
         batches: Some(batches),
         session: Some(session),
         registration: None,
+        to_revoke: VecDeque::new(),
+        revoked: None,
+        retired: false,
+        outrun: None,
         requests,
         task: None,
         running: None,
@@ -116,6 +131,16 @@ struct Service<S> {
     candidate: Candidate,
     /// Where commands go that this process may not decide.
     remote: Remote,
+    /// Who of the others is alive.
+    liveness: Liveness,
+    /// Sessions of processes that are dead, to be ended.
+    to_revoke: VecDeque<SessionId>,
+    /// The last session that was ended for being a dead controller's.
+    revoked: Option<SessionId>,
+    /// Whether this process is on its way out.
+    retired: bool,
+    /// Somebody else was faster to the seal or this broker's id; the image has yet to say so.
+    outrun: Option<Instant>,
     random: StdRng,
     image: watch::Sender<Arc<ClusterImage>>,
     /// `None` when the image has to be read anew.
@@ -146,6 +171,7 @@ type Running = Pin<Box<dyn Future<Output = Done> + Send>>;
 enum Done {
     Read(Result<(Snapshot, Watch), StoreError>),
     Session(Result<Session, StoreError>),
+    Revoked(Result<(), StoreError>),
     Commit(Result<Commit, StoreError>),
 }
 
@@ -155,6 +181,7 @@ enum Event {
     Batch(Option<Result<WatchEvent, StoreError>>),
     SessionKept,
     SessionLost,
+    Liveness,
     Timer,
     Request(Option<Request>),
 }
@@ -164,6 +191,10 @@ struct Registration {
     value: BrokerValue,
     waiting: Vec<Registered>,
     give_up_at: Instant,
+    /// When to say again that it is not let in yet.
+    remind_at: Instant,
+    /// The session in which it was last seen to be registered.
+    session: Option<SessionId>,
 }
 
 /// Transactions to commit one after the other.
@@ -188,6 +219,7 @@ enum Cause {
 
 impl<S: MetadataStore> Service<S> {
     async fn run(mut self) {
+        self.watch_the_living(&ClusterImage::default());
         loop {
             self.answer_what_is_visible();
             self.start_what_is_due();
@@ -196,14 +228,21 @@ impl<S: MetadataStore> Service<S> {
                 Event::Batch(event) => self.batch(event),
                 Event::SessionKept => {}
                 Event::SessionLost => self.session = None,
+                Event::Liveness => {
+                    if self.liveness.look() {
+                        self.reconciled = None;
+                    }
+                }
                 Event::Timer => self.timer(),
                 Event::Request(Some(Request::Command(asked))) => self.decide(asked, 0),
                 Event::Request(Some(Request::Register(value, reply))) => {
                     self.register(value, reply);
                 }
+                Event::Request(Some(Request::Retire)) => self.retired = true,
                 Event::Request(Some(Request::Stop(reply))) => {
                     self.end().await;
-                    // Whoever asked may have stopped waiting.
+                    // Whoever asked may open the store next.
+                    drop(self);
                     let _ = reply.send(());
                     return;
                 }
@@ -226,6 +265,7 @@ impl<S: MetadataStore> Service<S> {
             lost = or_never(self.session.as_mut().map(Session::changed)) => {
                 if lost { Event::SessionLost } else { Event::SessionKept }
             }
+            () = self.liveness.due() => Event::Liveness,
             () = or_never(deadline.map(sleep_until)) => Event::Timer,
             request = self.requests.recv(), if ready => Event::Request(request),
         }
@@ -233,12 +273,15 @@ impl<S: MetadataStore> Service<S> {
 
     fn deadline(&self) -> Option<Instant> {
         let registration = self.registration.as_ref();
-        let give_up = registration
+        let waits = registration
             .filter(|registration| !registration.waiting.is_empty())
-            .map(|registration| registration.give_up_at);
+            .map(|registration| registration.give_up_at.min(registration.remind_at));
         let retry = self.trouble.as_ref().map(|(until, _)| *until);
         let rebalance = self.rebalance.deadline().filter(|_| self.is_idle());
-        give_up.into_iter().chain(retry).chain(rebalance).min()
+        [waits, retry, self.outrun, rebalance]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn timer(&mut self) {
@@ -250,16 +293,47 @@ impl<S: MetadataStore> Service<S> {
         {
             self.trouble = None;
         }
+        if self.outrun.is_some_and(|until| until <= now) {
+            // The image should have said by now who was.
+            self.outrun = None;
+            self.batches = None;
+        }
         let node_id = self.options.node_id;
-        let taken = self.image.borrow().registration(node_id).is_some();
-        if let Some(registration) = &mut self.registration
-            && registration.give_up_at <= now
-        {
+        let image = Arc::clone(&self.image.borrow());
+        let Some(registration) = &mut self.registration else {
+            return;
+        };
+        let taken = image.registration(node_id).is_some_and(|broker| {
+            broker.registration.incarnation != registration.value.incarnation
+        });
+        if registration.remind_at <= now && !registration.waiting.is_empty() {
+            registration.remind_at = now + REMINDER;
+            match image.controller() {
+                _ if taken => tracing::info!(
+                    broker = %node_id,
+                    "waiting for an earlier registration under this id to end"
+                ),
+                None => tracing::info!(
+                    broker = %node_id,
+                    "waiting for a controller: there is none, and this broker is no candidate or \
+                     not yet one"
+                ),
+                Some(controller) => tracing::info!(
+                    broker = %node_id,
+                    controller = %controller.node_id,
+                    "waiting for the controller to let this broker in"
+                ),
+            }
+        }
+        if registration.give_up_at <= now {
             let error = match &self.trouble {
                 Some((_, error)) => error.clone(),
                 None if taken => ControllerError::DuplicateBrokerRegistration(node_id.value()),
-                // Registered, but no controller has let it in.
-                None => ControllerError::NotController,
+                // Sooner or later there is a controller that lets it in.
+                None => {
+                    registration.give_up_at = now + self.options.session_ttl * REGISTRATION_TTLS;
+                    return;
+                }
             };
             for waiting in registration.waiting.drain(..) {
                 let _ = waiting.send(Err(error.clone()));
@@ -284,6 +358,8 @@ impl<S: MetadataStore> Service<S> {
             self.running = Some(Box::pin(async move { Done::Read(read(store).await) }));
             return;
         }
+        self.leave_a_fenced_session();
+        self.end_a_former_life();
         if self.session.is_none() {
             let ttl = self.options.session_ttl;
             self.running = Some(Box::pin(async move {
@@ -293,6 +369,14 @@ impl<S: MetadataStore> Service<S> {
         }
         if self.is_idle() {
             self.task = self.next_task();
+        }
+        if self.task.is_none()
+            && let Some(session) = self.to_revoke.pop_front()
+        {
+            self.running = Some(Box::pin(async move {
+                Done::Revoked(store.close_session(session).await)
+            }));
+            return;
         }
         if let Some(task) = &self.task
             && let Some(transaction) = task.transactions.front().cloned()
@@ -318,36 +402,111 @@ impl<S: MetadataStore> Service<S> {
         let registered = image.registration(self.options.node_id);
         if let Some(registration) = &self.registration
             && registered.is_none()
+            && !self.retired
+            && self.outrun.is_none()
         {
             let transaction = self.registering(&registration.value, session);
             return Some(Task::new(Cause::Register, [transaction].into()));
         }
-        let campaigns = match self.options.campaign {
-            Campaign::FromStart => true,
-            Campaign::OnceRegistered => self.registration.is_some(),
-            Campaign::Never => false,
-        };
         match self.candidate.seal(&image, session.id) {
-            Seal::Free if campaigns => {
+            Seal::Free if self.campaigns() && self.outrun.is_none() => {
                 let transaction = self.candidate.campaign(session.id);
                 Some(Task::new(Cause::Campaign, [transaction].into()))
+            }
+            Seal::Mine(epoch) if self.retired => {
+                let transaction = Candidate::resign(epoch);
+                Some(Task::new(Cause::Resign, [transaction].into()))
             }
             Seal::Stale(epoch) => {
                 let transaction = Candidate::resign(epoch);
                 Some(Task::new(Cause::Resign, [transaction].into()))
             }
             Seal::Mine(epoch) if self.reconciled != Some(epoch) && session.is_alive() => {
+                let dead = self.liveness.dead_brokers(&image);
                 let mut changes = brokers::remove_orphans(&image);
-                changes.extend(brokers::reconcile(&image, &self.options.settings));
+                let spared = self.liveness.spared();
+                changes.extend(brokers::fence(
+                    &image,
+                    &self.options.settings,
+                    &dead,
+                    spared,
+                ));
+                let sessions = dead
+                    .iter()
+                    .filter_map(|&id| image.registration(id)?.session);
+                self.to_revoke.extend(sessions);
                 self.reconciled = Some(epoch);
                 let transactions = pack(changes, epoch);
                 (!transactions.is_empty()).then(|| Task::new(Cause::Reconcile, transactions))
             }
             Seal::Mine(epoch) if session.is_alive() => self.rebalance(&image, epoch),
-            Seal::Mine(_) | Seal::Free | Seal::Taken => {
+            Seal::Taken => {
+                self.rebalance.stop();
+                let dead = self.liveness.dead_controller(&image);
+                if let Some(session) = dead.filter(|&session| self.revoked != Some(session)) {
+                    tracing::warn!(%session, "the controller is dead: its session is ended");
+                    self.revoked = Some(session);
+                    self.to_revoke.push_back(session);
+                }
+                None
+            }
+            Seal::Mine(_) | Seal::Free => {
                 self.rebalance.stop();
                 None
             }
+        }
+    }
+
+    /// Whether this process competes for the seal now.
+    fn campaigns(&self) -> bool {
+        let wants = match self.options.campaign {
+            Campaign::FromStart => true,
+            Campaign::OnceRegistered => self.registration.is_some(),
+            Campaign::Never => false,
+        };
+        wants && !self.retired
+    }
+
+    /// A registration that is gone while the session seems to live was fenced, and the
+    /// session is about to be ended: registering in it again would not last.
+    fn leave_a_fenced_session(&mut self) {
+        let image = Arc::clone(&self.image.borrow());
+        let (Some(session), Some(registration)) = (&self.session, &self.registration) else {
+            return;
+        };
+        let holds_seal = matches!(self.candidate.seal(&image, session.id), Seal::Mine(_));
+        if registration.session == Some(session.id)
+            && image.registration(self.options.node_id).is_none()
+            && !holds_seal
+            && !self.retired
+        {
+            tracing::warn!("this broker was fenced by the controller and registers again");
+            self.to_revoke.push_back(session.id);
+            self.session = None;
+        }
+    }
+
+    /// An earlier process on this broker's own data directory is surely gone, since this
+    /// one has locked the directory on the same, still running, machine.
+    fn end_a_former_life(&mut self) {
+        let image = Arc::clone(&self.image.borrow());
+        let Some(registration) = self.registration.as_ref().filter(|r| r.session.is_none()) else {
+            return;
+        };
+        let mine = &registration.value;
+        let former = image.registration(self.options.node_id).filter(|broker| {
+            let other = &broker.registration;
+            other.incarnation != mine.incarnation
+                && !mine.boot_id.is_empty()
+                && other.boot_id == mine.boot_id
+                && !mine.directories.is_empty()
+                && other.directories == mine.directories
+        });
+        let session = former.and_then(|broker| broker.session);
+        if let Some(session) = session.filter(|&session| self.revoked != Some(session)) {
+            tracing::info!("the registration of this broker's last process is ended");
+            self.revoked = Some(session);
+            self.to_revoke.push_back(session);
         }
     }
 
@@ -378,6 +537,12 @@ impl<S: MetadataStore> Service<S> {
         match done {
             Done::Read(Ok((snapshot, batches))) => self.read_anew(&snapshot, batches),
             Done::Session(Ok(session)) => self.session = Some(session),
+            Done::Revoked(Ok(())) => {}
+            Done::Revoked(Err(error)) => {
+                // It ends by itself later, unless it is ended first.
+                self.revoked = None;
+                self.rest(error.into());
+            }
             Done::Read(Err(error)) | Done::Session(Err(error)) => self.rest(error.into()),
             Done::Commit(outcome) => {
                 if let Some(task) = self.task.take() {
@@ -390,6 +555,9 @@ impl<S: MetadataStore> Service<S> {
     fn task_done(&mut self, mut task: Task, outcome: Result<Commit, StoreError>) {
         match outcome {
             Ok(Commit::Applied(revision)) => self.applied(task, revision),
+            Ok(Commit::Refused) if matches!(task.cause, Cause::Campaign | Cause::Register) => {
+                self.outrun = Some(Instant::now() + RETRY_DELAY);
+            }
             Ok(Commit::Refused) => {
                 // Something is not as the image has it.
                 self.batches = None;
@@ -537,9 +705,21 @@ impl<S: MetadataStore> Service<S> {
 
     fn publish(&mut self, image: ClusterImage) {
         let old = self.image.send_replace(Arc::new(image));
-        if brokers::asks_for_reconciling(&old, &self.image.borrow()) {
+        self.outrun = None;
+        self.watch_the_living(&old);
+        let new = Arc::clone(&self.image.borrow());
+        if brokers::asks_for_reconciling(&old, &new) {
             self.reconciled = None;
         }
+    }
+
+    /// Watches whom the image names, if it is this process's turn to do so.
+    fn watch_the_living(&mut self, old: &ClusterImage) {
+        let image = Arc::clone(&self.image.borrow());
+        let candidate = &self.candidate;
+        let watches =
+            self.campaigns() && is_in_line(&image, candidate.node_id, &candidate.incarnation);
+        self.liveness.follow(old, &image, watches);
     }
 
     fn answer_what_is_visible(&mut self) {
@@ -553,9 +733,13 @@ impl<S: MetadataStore> Service<S> {
         let Some(registration) = &mut self.registration else {
             return;
         };
-        if let Some(broker) = image.broker(self.options.node_id)
-            && broker.registration.incarnation == registration.value.incarnation
-        {
+        let registered = image
+            .registration(self.options.node_id)
+            .filter(|broker| broker.registration.incarnation == registration.value.incarnation);
+        if let Some(broker) = registered {
+            registration.session = broker.session;
+        }
+        if let Some(broker) = registered.filter(|broker| image.is_admitted(broker)) {
             for waiting in registration.waiting.drain(..) {
                 let _ = waiting.send(Ok(broker.epoch));
             }
@@ -608,6 +792,8 @@ impl<S: MetadataStore> Service<S> {
             value,
             waiting,
             give_up_at,
+            remind_at: Instant::now() + FIRST_REMINDER,
+            session: None,
         });
     }
 
@@ -615,10 +801,15 @@ impl<S: MetadataStore> Service<S> {
         for (_, asked) in mem::take(&mut self.unseen) {
             asked.finish(Err(ControllerError::Stopped));
         }
-        if let Some(session) = self.session.take()
-            && let Err(error) = self.store.close_session(session.id).await
-        {
-            tracing::warn!(%error, "the metadata session was left to expire");
+        if let Some(running) = self.running.take() {
+            // A commit that is under way holds the store.
+            let _ = timeout(LAST_COMMIT, running).await;
+        }
+        if let Some(session) = self.session.take() {
+            let session = session.let_go().await;
+            if let Err(error) = self.store.close_session(session).await {
+                tracing::warn!(%error, "the metadata session was left to expire");
+            }
         }
     }
 }

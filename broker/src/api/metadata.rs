@@ -78,11 +78,16 @@ pub(super) async fn handle(context: Context, request: MetadataRequest) -> Metada
     response
 }
 
-/// The controller, as clients see it: where they may send administrative requests.
+/// The controller, as clients see it: where they may send administrative requests. If that
+/// is no broker, any broker will do, since it passes them on.
 pub(super) fn controller_id(image: &ClusterImage) -> BrokerId {
+    let Some(controller) = image.controller() else {
+        return BrokerId::NONE;
+    };
     image
-        .controller()
-        .map_or(BrokerId::NONE, |controller| controller.node_id)
+        .broker(controller.node_id)
+        .or_else(|| image.brokers().next())
+        .map_or(BrokerId::NONE, |broker| broker.id)
 }
 
 /// Creates those of the named topics that do not exist. What cannot be created is told

@@ -135,6 +135,30 @@ pub fn unregister(
     Ok(changes)
 }
 
+/// As [`reconcile`], when some brokers are dead though they are registered, and others
+/// alive though they are not. The dead lose their registrations with the first of the
+/// changes, so that what is left undone is done by the next reconciling.
+pub fn fence(
+    image: &ClusterImage,
+    settings: &ServerSettings,
+    dead: &[BrokerId],
+    spared: &[BrokerImage],
+) -> Vec<ChangeSet> {
+    let mut changes: Vec<ChangeSet> = dead
+        .iter()
+        .filter_map(|&id| image.registration(id))
+        .map(|broker| {
+            let key = Key::Broker(broker.id);
+            let mut deletion = ChangeSet::default();
+            deletion.require_modified(&key, Revision::new(broker.epoch.value()));
+            deletion.delete(&key);
+            deletion
+        })
+        .collect();
+    changes.extend(reconcile(&image.supposing(dead, spared), settings));
+    changes
+}
+
 /// What an interrupted creation or deletion of a topic left behind, to be deleted.
 pub fn remove_orphans(image: &ClusterImage) -> Vec<ChangeSet> {
     image

@@ -217,6 +217,7 @@ pub(crate) fn registration() -> BrokerValue {
         boot_id: "boot".to_owned(),
         directories: vec!["disk".to_owned()],
         clean_shutdown_epoch: None,
+        candidate: true,
         damaged: false,
     }
 }

@@ -130,6 +130,19 @@ server_settings! {
         broker_session_timeout_ms: i32 =
             "broker.session.timeout.ms", Some("9000"), AtLeast(1), AtStart;
     }
+    "The controller" {
+        /// Whether this broker competes for being the cluster's controller. At least one process
+        /// must. Has no effect on a broker that is a cluster by itself.
+        controller_candidate: bool = "controller.candidate", Some("true"), Any, AtStart;
+        /// How often the controller asks every broker for a sign of life.
+        broker_heartbeat_interval_ms: i32 =
+            "broker.heartbeat.interval.ms", Some("200"), AtLeast(1), AtStart;
+        /// How long a broker may give no sign of life before others lead its partitions; one
+        /// whose process is seen to be gone is not waited for. Should be several times
+        /// `broker.heartbeat.interval.ms`.
+        broker_heartbeat_timeout_ms: i32 =
+            "broker.heartbeat.timeout.ms", Some("1000"), AtLeast(1), AtStart;
+    }
     "Data" {
         /// The directory that holds the partitions. Takes precedence over `log.dir`. One
         /// directory is supported, not a list.

@@ -41,14 +41,6 @@ pub enum Problem {
         /// What to do about it.
         remedy: &'static str,
     },
-    /// The setting is one of ours, but not in this build.
-    #[error("{key} can't be used yet: {why}")]
-    NotYet {
-        /// The name that was given.
-        key: String,
-        /// What is missing.
-        why: &'static str,
-    },
     /// Each value is valid alone, but they contradict one another.
     #[error("{0}")]
     Conflict(String),

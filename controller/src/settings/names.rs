@@ -17,7 +17,8 @@ pub(super) const NOT_HERE: &[(&str, &str)] = &[
     ("process.roles", NO_QUORUM),
     ("controller.quorum.", NO_QUORUM),
     ("controller.listener.names", NO_QUORUM),
-    ("controller.", REMOVE),
+    ("controller.quota.", NO_QUOTAS),
+    ("controller.performance.", REMOVE),
     ("metadata.", NO_QUORUM),
     ("initial.broker.registration.timeout.ms", NO_QUORUM),
     (
@@ -77,7 +78,6 @@ pub(super) const NOT_HERE: &[(&str, &str)] = &[
     ("replica.socket.receive.buffer.bytes", REMOVE),
     ("replica.alter.log.dirs.", NO_QUOTAS),
     ("num.replica.fetchers", NO_REPLICATION),
-    ("broker.heartbeat.interval.ms", NO_REPLICATION),
     (
         "controlled.shutdown.",
         "a broker always shuts down in order; remove it",
@@ -149,12 +149,6 @@ const NO_TRANSACTIONS: &str = "there are no transactions yet; remove it";
 const NO_SHARE_GROUPS: &str = "there are no such groups; remove it";
 const NO_PLUGINS: &str = "there are no Java plug-ins; remove it";
 
-/// Our own settings that this build can't give effect to.
-const NOT_YET: &[(&str, &str)] = &[("controller.candidate", NO_ETCD)];
-
-const NO_ETCD: &str = "it needs the etcd metadata store, which this build does not have; without it the broker is \
-     a complete cluster of one";
-
 /// The daemon's setting of this name.
 ///
 /// # Errors
@@ -199,12 +193,6 @@ fn unknown(what: &'static str, name: &str, suggestion: Option<&str>) -> Problem 
 }
 
 fn refuse(name: &str) -> Result<(), Problem> {
-    if let Some(&(_, why)) = NOT_YET.iter().find(|(known, _)| *known == name) {
-        return Err(Problem::NotYet {
-            key: name.to_owned(),
-            why,
-        });
-    }
     let fits = |known: &str| name == known || (known.ends_with('.') && name.starts_with(known));
     match NOT_HERE.iter().find(|(known, _)| fits(known)) {
         Some(&(_, remedy)) => Err(Problem::NotHere {
@@ -307,10 +295,6 @@ mod tests {
                 "{name}"
             );
         }
-        assert!(matches!(
-            broker("controller.candidate"),
-            Err(Problem::NotYet { .. })
-        ));
     }
 
     #[test]

@@ -1,0 +1,201 @@
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::decide::testing::{Cluster, id, registration};
+
+const TIMING: Timing = Timing {
+    interval: Duration::from_millis(200),
+    timeout: Duration::from_secs(1),
+};
+
+fn life(number: i32) -> Life {
+    Life::Broker(BrokerId::new(number), 1)
+}
+
+/// What is seen of brokers 1, 2, …: how many milliseconds ago each was heard, if ever, and
+/// whether it refuses connections.
+fn seen(now: Instant, brokers: &[(Option<u64>, bool)]) -> BTreeMap<Life, Observation> {
+    let observe = |&(ago, refused): &(Option<u64>, bool)| Observation {
+        heard: ago.map(|ago| now - Duration::from_millis(ago)),
+        refused,
+    };
+    (1..).map(life).zip(brokers.iter().map(observe)).collect()
+}
+
+fn dead(verdicts: &Verdicts) -> Vec<Life> {
+    verdicts.dead.iter().copied().collect()
+}
+
+/// A monitor that has looked just before `now`.
+fn monitor(now: Instant) -> Monitor {
+    let mut monitor = Monitor::new(TIMING);
+    monitor.look(now - Duration::from_millis(100), &BTreeMap::new());
+    monitor
+}
+
+fn start() -> Instant {
+    Instant::now() + Duration::from_hours(1)
+}
+
+#[test]
+fn a_verdict_follows_from_what_was_heard_last() {
+    const WELL: (Option<u64>, bool) = (Some(150), false);
+    const SILENT: (Option<u64>, bool) = (Some(1001), false);
+    const REFUSES: (Option<u64>, bool) = (Some(20), true);
+    const NEVER: (Option<u64>, bool) = (None, false);
+    #[track_caller]
+    fn check(brokers: &[(Option<u64>, bool)], expected: &[i32]) {
+        let now = start();
+        let verdicts = monitor(now).look(now, &seen(now, brokers));
+        let expected: Vec<Life> = expected.iter().copied().map(life).collect();
+        assert_eq!(dead(&verdicts), expected);
+    }
+    check(&[WELL, WELL], &[]);
+    check(&[WELL, REFUSES], &[2]);
+    check(&[WELL, SILENT], &[2]);
+    check(&[WELL, (Some(1000), false)], &[]);
+    // Never reached: it may only be out of reach for this process.
+    check(&[WELL, NEVER], &[]);
+    // The only other broker may well be dead.
+    check(&[SILENT], &[1]);
+    // Nobody at all is heard: it is this process that is cut off. Refusals count still.
+    check(&[SILENT, SILENT], &[]);
+    check(&[REFUSES, REFUSES], &[1, 2]);
+    check(&[SILENT, REFUSES], &[2]);
+    // A few of many.
+    check(
+        &[WELL, WELL, WELL, WELL, WELL, WELL, SILENT, SILENT],
+        &[7, 8],
+    );
+}
+
+#[test]
+fn many_that_are_silent_at_once_are_asked_again_before_they_are_taken_for_dead() {
+    let mut now = start();
+    let mut monitor = monitor(now);
+    let well = (Some(100), false);
+    let silent = (Some(1100), false);
+    let verdicts = monitor.look(now, &seen(now, &[well, silent, silent]));
+    assert_eq!(dead(&verdicts), []);
+    assert_eq!(verdicts.ask_again, [life(2), life(3)].into());
+    // One answers the second question.
+    for _ in 0..4 {
+        now += Duration::from_millis(100);
+        let verdicts = monitor.look(now, &seen(now, &[well, well, silent]));
+        assert_eq!(verdicts, Verdicts::default());
+    }
+    now += Duration::from_millis(100);
+    let verdicts = monitor.look(now, &seen(now, &[well, well, silent]));
+    assert_eq!(dead(&verdicts), [life(3)]);
+}
+
+#[test]
+fn a_process_that_stood_still_blames_nobody_for_the_time() {
+    let mut now = start();
+    let mut monitor = monitor(now);
+    now += Duration::from_secs(5);
+    let heard_long_ago = [(Some(100), false), (Some(5100), false)];
+    let verdicts = monitor.look(now, &seen(now, &heard_long_ago));
+    assert_eq!(dead(&verdicts), []);
+    // From here on it counts.
+    for step in 1..=11 {
+        now += Duration::from_millis(100);
+        let ago = 5100 + step * 100;
+        let verdicts = monitor.look(now, &seen(now, &[(Some(100), false), (Some(ago), false)]));
+        let expected: &[Life] = if step > 10 { &[life(2)] } else { &[] };
+        assert_eq!(dead(&verdicts), expected, "{step}");
+    }
+}
+
+fn vanish(cluster: &mut Cluster, broker: i32, vanished: &mut Vanished, now: Instant) {
+    let old = cluster.image.clone();
+    cluster.unregister(broker);
+    vanished.follow(&old, &cluster.image, now, Duration::from_secs(3));
+}
+
+#[test]
+fn brokers_that_answer_are_spared_when_many_registrations_vanish_and_soon_not_when_one_does() {
+    let grace = Duration::from_secs(3);
+    let millis = Duration::from_millis;
+    let mut cluster = Cluster::of(4);
+    let mut vanished = Vanished::default();
+    let now = Instant::now();
+    let spared = |vanished: &Vanished, registered, at, deaf: i32| -> Vec<i32> {
+        let spared = vanished.spared(registered, at, grace, |b| b.id != id(deaf));
+        spared.iter().map(|broker| broker.id.value()).collect()
+    };
+    vanish(&mut cluster, 1, &mut vanished, now);
+    assert_eq!(spared(&vanished, 3, now, 0), [1], "more may follow");
+    assert_eq!(spared(&vanished, 3, now + millis(100), 0), [0; 0]);
+    assert_eq!(spared(&vanished, 3, now, 1), [0; 0], "it does not answer");
+    vanish(&mut cluster, 2, &mut vanished, now + millis(90));
+    assert_eq!(spared(&vanished, 2, now + millis(2000), 0), [1, 2]);
+    assert_eq!(spared(&vanished, 2, now + millis(2000), 2), [1]);
+    assert_eq!(spared(&vanished, 2, now + millis(3000), 0), [2]);
+    assert_eq!(spared(&vanished, 2, now + millis(3090), 0), [0; 0]);
+    // Whoever is back is no longer missed.
+    let old = cluster.image.clone();
+    cluster.register(2, &registration());
+    vanished.follow(&old, &cluster.image, now + millis(100), grace);
+    assert_eq!(spared(&vanished, 3, now + millis(100), 0), [0; 0]);
+}
+
+#[test]
+fn the_lowest_two_candidates_besides_the_controller_are_in_line() {
+    let mut cluster = Cluster::new();
+    for broker in 1..=5 {
+        let candidate = broker != 2;
+        let value = crate::keys::BrokerValue {
+            candidate,
+            ..registration()
+        };
+        cluster.register(broker, &value);
+    }
+    let holder = crate::keys::ControllerValue {
+        node_id: id(3),
+        incarnation: "three".to_owned(),
+        session: String::new(),
+        endpoint: None,
+    };
+    cluster.put(
+        &crate::keys::Key::Controller,
+        crate::keys::print_value(&holder),
+    );
+    let in_line: Vec<i32> = (1..=6)
+        .filter(|&node| {
+            let incarnation = if node == 3 { "three" } else { "other" };
+            is_in_line(&cluster.image, id(node), incarnation)
+        })
+        .collect();
+    // The sixth is no broker.
+    assert_eq!(in_line, [1, 3, 4, 6]);
+}
+
+#[tokio::test]
+async fn a_probe_hears_an_answer_and_notices_at_once_when_the_port_is_closed() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = Address {
+        host: "127.0.0.1".to_owned(),
+        port: listener.local_addr().unwrap().port(),
+    };
+    let found = Arc::new(Notify::new());
+    let probe = Probe::start(address, TIMING, Arc::clone(&found));
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut buffer = BytesMut::new();
+    read_frame(&mut stream, &mut buffer, 1 << 10).await.unwrap();
+    // A process that is accepting and silent has not been heard.
+    assert!(probe.seen().heard.is_none());
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0]).await.unwrap();
+    read_frame(&mut stream, &mut buffer, 1 << 10).await.unwrap();
+    assert!(probe.seen().heard.is_some());
+    // A connection that is dropped by a process that lives is made again.
+    drop(stream);
+    let (stream, _) = listener.accept().await.unwrap();
+    assert!(!probe.seen().refused);
+    drop(listener);
+    drop(stream);
+    timeout(Duration::from_secs(10), found.notified())
+        .await
+        .unwrap();
+    assert!(probe.seen().refused);
+}
