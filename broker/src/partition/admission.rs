@@ -53,14 +53,9 @@ impl Refused {
             Self::NotOneBatch | Self::BaseOffset(_) => ErrorCode::InvalidRecord,
             Self::Transactional => ErrorCode::InvalidTxnState,
             Self::Batch(error) => match error {
-                // The formats that were are known and refused; another is no record batch.
-                BatchError::UnsupportedMagic(0 | 1) => ErrorCode::InvalidRecord,
-                BatchError::UnsupportedMagic(_)
-                | BatchError::InvalidLength(_)
-                | BatchError::WrongCrc { .. }
-                | BatchError::Compression { .. } => ErrorCode::CorruptMessage,
-                BatchError::UnknownCompression(_) => ErrorCode::UnsupportedCompressionType,
-                BatchError::Truncated { .. }
+                // Magic 0 and 1 were formats once; any other is no record batch.
+                BatchError::UnsupportedMagic(0 | 1)
+                | BatchError::Truncated { .. }
                 | BatchError::InvalidCounts { .. }
                 | BatchError::InvalidRecord { .. }
                 | BatchError::TrailingBytes(_)
@@ -69,6 +64,11 @@ impl Refused {
                 | BatchError::ControlBatch
                 | BatchError::MissingSequence { .. }
                 | BatchError::NoRecords => ErrorCode::InvalidRecord,
+                BatchError::UnsupportedMagic(_)
+                | BatchError::InvalidLength(_)
+                | BatchError::WrongCrc { .. }
+                | BatchError::Compression { .. } => ErrorCode::CorruptMessage,
+                BatchError::UnknownCompression(_) => ErrorCode::UnsupportedCompressionType,
             },
         }
     }
