@@ -28,6 +28,7 @@ impl FetchAnswer {
             topic_id: TopicId::from_bytes([1; 16]),
             partition,
             fetch_offset: Offset::ZERO,
+            log_start_offset: Offset::new(-1),
             max_bytes: records.len(),
             current_leader_epoch: LeaderEpoch::NONE,
             last_fetched_epoch: LeaderEpoch::NONE,
@@ -46,14 +47,18 @@ impl FetchAnswer {
                 high_watermark: Offset::new(100),
                 last_stable_offset: Offset::new(100),
                 log_start_offset: Offset::ZERO,
+                log_end_offset: Offset::new(100),
                 records: Some(self.records.clone()),
                 divergence: None,
                 cannot_grow: false,
+                must_tell_log_start: false,
+                isr_change_due: false,
             };
             FetchedPartition::read(wanted.partition, answer, Isolation::Uncommitted)
         };
         let response = Response {
             session_id: 0,
+            endpoints: Vec::new(),
             wanted: &self.wanted,
             fetched: self.wanted.iter().map(read).collect(),
             keep: &self.keep,
