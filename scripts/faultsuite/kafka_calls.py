@@ -124,8 +124,8 @@ class Answer:
 
 
 def group_partition(group, partitions):
-    """Which partition of __consumer_offsets keeps a group: Java's String.hashCode, as Kafka has it."""
+    """Which partition of __consumer_offsets keeps a group: Math.abs of Java's String.hashCode, as Kafka has it."""
     code = 0
     for character in group:
         code = (code * 31 + ord(character)) & 0xFFFFFFFF
-    return (code & 0x7FFFFFFF) % partitions
+    return min(code, 2**32 - code) % 2**31 % partitions

@@ -5,6 +5,7 @@ SIGTERM; then reads all again and prints the same report. The journal has the sa
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer
 TICK_S = 0.01
 STALLED_S = 60.0
 VALUE_BYTES = 100
+COMMIT_EVERY_S = 0.5
 
 
 class Ledger:
@@ -37,10 +39,13 @@ class Ledger:
         return sequence, f"{self.id} {partition} {sequence} ".ljust(VALUE_BYTES, ".")
 
     def delivered(self, partition, sequence, error, message):
-        if error is None:
-            self.acknowledged[partition][sequence] = message.offset()
-        self.note(f"ack {now_us()} {partition} {sequence} {message.offset()}" if error is None
-                  else f"fail {now_us()} {partition} {sequence} {error}")  # fmt: skip
+        if error is not None:
+            self.note(f"fail {now_us()} {partition} {sequence} {error}")
+            return
+        # There is no offset where the broker only said that it has the batch already.
+        offset = -1 if message.offset() is None else max(message.offset(), -1)
+        self.acknowledged[partition][sequence] = offset
+        self.note(f"ack {now_us()} {partition} {sequence} {offset}")
 
     def read(self, message, into):
         run, partition, sequence = message.value().split()[:3]
@@ -67,7 +72,9 @@ class Ledger:
             total["unknown"] += sent - len(acknowledged)
             total["read"] += len(read)
             total["lost"] += sum(1 for sequence in acknowledged if sequence not in copies)
-            total["misplaced"] += sum(1 for s, offset in acknowledged.items() if s in copies and by_offset.get(offset) != s)
+            total["misplaced"] += sum(
+                1 for s, offset in acknowledged.items() if offset >= 0 and s in copies and by_offset.get(offset) != s
+            )
             total["vanished"] += sum(1 for offset, sequence in seen if by_offset.get(offset) != sequence)
         return total
 
@@ -96,10 +103,17 @@ def send(producer, ledger, topic, rate, ending):
 
 
 def read_along(config, ledger, topic, group, ending):
-    consumer = Consumer({**config, "group.id": group, "auto.offset.reset": "earliest", "auto.commit.interval.ms": 500})
+    """Commits itself, one commit after another: librdkafka's automatic commits, tried again while a coordinator
+    is away, overtake one another, and then the committed offset does go back."""
+    consumer = Consumer({**config, "group.id": group, "auto.offset.reset": "earliest", "enable.auto.commit": False})
     consumer.subscribe([topic])
+    committed = time.monotonic()
     while not ending.is_set():
         message = consumer.poll(0.1)
+        if time.monotonic() - committed > COMMIT_EVERY_S:
+            with contextlib.suppress(KafkaException):
+                consumer.commit(asynchronous=False)
+            committed = time.monotonic()
         if message is not None and message.error() is None:
             ledger.read(message, ledger.seen)
             ledger.note(f"read {now_us()} {message.partition()} {message.offset()}")

@@ -7,7 +7,7 @@ from faultsuite import disk_faults, etcd_faults, network_faults, process_faults 
 from faultsuite.fault import FAULTS, Fault, Shape
 
 # How long the cluster is reckoned to take until all is well again.
-RECOVERY_S = 6.0
+RECOVERY_S = 3.0
 SHARE_OF_PAIRS = 0.25
 
 SHORT = ["kill-leader", "kill-controller", "freeze-leader", "etcd-restart", "isolate-leader", "fast-restart"]

@@ -40,6 +40,6 @@ def test_another_epoch_may_be_lower_where_that_is_allowed():
 
 
 def test_the_partition_of_a_group_is_that_of_kafka():
-    # "test".hashCode() is 3556498, "my-group".hashCode() is negative.
+    # "test".hashCode() is 3556498, "my-group".hashCode() is -1906497762.
     assert group_partition("test", 50) == 3556498 % 50
-    assert group_partition("my-group", 50) == 36
+    assert group_partition("my-group", 50) == 1906497762 % 50
