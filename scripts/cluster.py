@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 PREFIX = "/yuxi/default/"
@@ -195,8 +196,11 @@ class Etcd(Process):
         until(self.is_serving, "etcd serves")
 
     def is_serving(self):
-        answer = self.ctl("endpoint", "health", check=False)
-        return answer is not None and "is healthy" in answer
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=1) as answer:
+                return json.load(answer).get("health") == "true"
+        except OSError:
+            return False
 
     def ctl(self, *arguments, check=True, given=None):
         """Runs etcdctl, with the given bytes on its standard input; what it printed."""
@@ -427,6 +431,11 @@ class Timeline:
     def note(self, at, text):
         shown = "      ?   " if at is None else f"{(at - self.zero) * 1000:8.1f} ms"
         print(f"{shown}  {text}", flush=True)
+
+    def note_in_order(self, *notes):
+        """Several at once, each (at, text): who has seen what first is not known beforehand."""
+        for at, text in sorted(notes, key=lambda note: note[0] or self.zero):
+            self.note(at, text)
 
 
 def conclude(report, status):

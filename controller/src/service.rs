@@ -437,7 +437,11 @@ impl<S: MetadataStore> Service<S> {
                 self.to_revoke.extend(sessions);
                 self.reconciled = Some(epoch);
                 let transactions = pack(changes, epoch);
-                (!transactions.is_empty()).then(|| Task::new(Cause::Reconcile, transactions))
+                if transactions.is_empty() {
+                    self.has_reconciled();
+                    return None;
+                }
+                Some(Task::new(Cause::Reconcile, transactions))
             }
             Seal::Mine(epoch) if session.is_alive() => self.rebalance(&image, epoch),
             Seal::Taken => {
@@ -602,8 +606,19 @@ impl<S: MetadataStore> Service<S> {
         task.in_doubt = false;
         if !task.transactions.is_empty() {
             self.task = Some(task);
-        } else if let Cause::Command(asked) = task.cause {
-            self.unseen.push_back((revision, asked));
+            return;
+        }
+        match task.cause {
+            Cause::Command(asked) => self.unseen.push_back((revision, asked)),
+            Cause::Reconcile => self.has_reconciled(),
+            Cause::Found | Cause::Register | Cause::Campaign | Cause::Resign | Cause::Rebalance => {
+            }
+        }
+    }
+
+    fn has_reconciled(&self) {
+        if let Some(epoch) = self.reconciled {
+            tracing::info!(%epoch, "this controller has reconciled every partition");
         }
     }
 

@@ -166,6 +166,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     config = {
         "bootstrap.servers": given.bootstrap, "topic.metadata.refresh.interval.ms": 2000, "reconnect.backoff.max.ms": 200,
+        # Says why a producer epoch is bumped; little else.
+        "debug": "eos",
     }  # fmt: skip
     ledger = Ledger(given.partitions, given.journal)
     producer = Producer({**config, "enable.idempotence": True, "linger.ms": 5, "retry.backoff.ms": 20, "retry.backoff.max.ms": 200})
