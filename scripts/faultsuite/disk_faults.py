@@ -14,6 +14,17 @@ def mount_small_disk(directory, size_bytes):
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", directory], check=True)
 
 
+def unmount_small_disk(directory, keep):
+    """Takes it away; what was on it stays behind where it was mounted, if it is to be kept."""
+    kept = directory.with_name(directory.name + ".kept")
+    if keep:
+        shutil.copytree(directory, kept)
+    subprocess.run(["umount", "--lazy", directory], check=True)
+    directory.rmdir()
+    if keep:
+        kept.rename(directory)
+
+
 @fault("full-disk", seconds(3, 10), needs=[SMALL_DISK])
 def fill_disk(scene):
     """The disk of the one broker that has a small one is filled to its last byte, then freed."""

@@ -14,6 +14,8 @@ from faultsuite.fault import NotNow
 WRITABLE_WITHIN_S = 60
 IN_SYNC_WITHIN_S = 120
 STOP_WITHIN_S = 30
+# As systemd's RestartSec.
+RESTART_PAUSE_S = 1.0
 EVERY_S = 0.1
 
 
@@ -35,6 +37,7 @@ class Scene:
         self.steps = []
         self.findings = []
         self.restarts = 0
+        self.ended = {}
         self.lock = threading.Lock()
 
     # What is said and found.
@@ -141,13 +144,18 @@ class Scene:
     def watch(self):
         """Starts again what has ended by itself; that is wrong if it had come as far as serving."""
         for node in self.cluster.nodes().values():
-            if node.is_wanted and not node.is_running():
+            if not node.is_wanted or node.is_running():
+                continue
+            if node.name not in self.ended:
+                self.ended[node.name] = time.time()
                 output, status = node.output(), node.process.returncode
                 what = f"{node.name} ended by itself with status {status}: {last_line(node)}"
                 if "panicked" in output or re.search(r"^listening on ", output, re.MULTILINE) or status < 0:
                     self.report(what)
                 else:
-                    self.say(f"{what}; started again, as systemd would")
+                    self.say(f"{what}; it will be started again, as systemd would")
+            if time.time() - self.ended[node.name] >= RESTART_PAUSE_S:
+                del self.ended[node.name]
                 self.restarts += 1
                 node.start(wait=False)
         for load in self.loads:

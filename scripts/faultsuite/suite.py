@@ -41,6 +41,11 @@ def run(binaries, given, schedule, network):
         except Failed as failure:
             scene.report(str(failure))
             sums = None
+        finally:
+            for process in cluster.brokers.values():
+                process.end()
+            if small_disk:
+                disk_faults.unmount_small_disk(small_disk.data, keep=bool(scene.findings))
         conclude(scene, given, schedule, sums)
         if scene.findings:
             raise Failed(f"{len(scene.findings)} things went wrong")

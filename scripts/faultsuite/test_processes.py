@@ -125,8 +125,7 @@ def test_two_faults_do_not_take_the_same_process(scene):
 def test_a_broker_that_ends_by_itself_is_found_and_started_again(scene):
     scene.broker(1).process.kill()
     scene.broker(1).process.wait()
-    scene.watch()
-    assert running(scene) == [1, 2, 3]
+    until(lambda: scene.watch() or running(scene) == [1, 2, 3], "it is started again", 5)
     assert "broker 1 ended by itself" in scene.findings[0][1]
 
 
@@ -137,8 +136,8 @@ def test_a_broker_that_gives_up_before_it_serves_is_only_started_again(scene, tm
     node.start(wait=False)
     node.process.wait()
     node.command[-1] = SERVING
-    scene.watch()
-    assert running(scene) == [1, 2, 3] and scene.restarts == 1
+    until(lambda: scene.watch() or running(scene) == [1, 2, 3], "it is started again", 5)
+    assert scene.restarts == 1
     assert not scene.findings
 
 
