@@ -34,7 +34,13 @@ use crate::{
     node::{Node, Parts},
     replicas::Replicas,
 };
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use yuxi_controller::{
     Address, Campaign, Controller, ControllerError, ControllerOptions, Registration,
@@ -161,6 +167,23 @@ impl Broker {
         store: impl MetadataStore,
         kind: StoreKind,
     ) -> Result<Self, StartError> {
+        let controller = OnceLock::new();
+        let started = Box::pin(Self::run_with(opened, store, kind, &controller)).await;
+        if started.is_err()
+            && let Some(controller) = controller.get()
+        {
+            // The next start in this process finds the store free.
+            controller.stop().await;
+        }
+        started
+    }
+
+    async fn run_with(
+        opened: Opened,
+        store: impl MetadataStore,
+        kind: StoreKind,
+        running: &OnceLock<Controller>,
+    ) -> Result<Self, StartError> {
         let Opened {
             settings,
             listener,
@@ -206,6 +229,7 @@ impl Broker {
             },
         )
         .await?;
+        let controller = running.get_or_init(|| controller).clone();
         directory.claim(&MetaProperties {
             cluster_id: controller
                 .image()

@@ -171,7 +171,7 @@ async fn a_process_that_is_started_again_on_its_directory_does_not_wait_for_its_
 }
 
 #[tokio::test]
-async fn taking_over_ten_thousand_partitions_takes_less_than_a_second() {
+async fn ten_thousand_partitions_find_new_leaders_under_the_next_controller() {
     let store = EmbeddedStore::in_memory();
     let one = Process::start(&store, 1).await;
     let two = Process::start(&store, 2).await;
