@@ -7,7 +7,9 @@ also after `kill -9`, when no code of ours gets a chance to clean up.
 
 import contextlib
 import ctypes
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +18,25 @@ CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000
 PR_SET_PDEATHSIG = 1
 
 
+# What a run does in its namespaces: some containers let them be made and forbid the rest.
+PROBE = """
+mount --make-rprivate /; mount -t proc proc /proc; mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns
+ip link set lo up; ip link add hub type bridge; ip addr add 10.207.0.1/24 dev hub; ip link set hub up
+ip netns add probe; ip link add port type veth peer name eth0 netns probe; ip link set port master hub up
+nsenter --net=/run/netns/probe true
+"""
+
+
+@functools.cache
 def why_not():
-    """Why no namespaces can be made here, or None."""
+    """Why a run can have no namespaces of its own here, or None."""
     if os.geteuid() != 0:
         return "that takes root"
-    tried = subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"], capture_output=True, text=True)
-    return None if tried.returncode == 0 else tried.stderr.strip()
+    if not shutil.which("unshare") or not shutil.which("ip"):
+        return "that takes unshare and ip (util-linux, iproute2)"
+    command = ["unshare", "--mount", "--net", "--pid", "--fork", "sh", "-ec", PROBE]
+    tried = subprocess.run(command, capture_output=True, text=True)
+    return None if tried.returncode == 0 else (tried.stderr.strip() or "unshare failed").splitlines()[-1]
 
 
 def enter():
