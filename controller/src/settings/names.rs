@@ -77,7 +77,10 @@ pub(super) const NOT_HERE: &[(&str, &str)] = &[
     ),
     ("replica.socket.receive.buffer.bytes", REMOVE),
     ("replica.alter.log.dirs.", NO_QUOTAS),
-    ("num.replica.fetchers", NO_REPLICATION),
+    (
+        "num.replica.fetchers",
+        "there is one fetcher for each leader; remove it",
+    ),
     (
         "controlled.shutdown.",
         "a broker always shuts down in order; remove it",
@@ -138,7 +141,6 @@ const NO_QUORUM: &str = "there is no KRaft quorum; remove it";
 const NO_SECURITY: &str = "the listener is neither encrypted nor authenticated; remove it";
 const NO_POOLS: &str = "threads follow the number of processors; remove it";
 const NO_JMX: &str = "metrics are served for Prometheus (admin.listener); remove it";
-const NO_REPLICATION: &str = "this version runs a single broker; remove it";
 const NO_QUOTAS: &str = "there are no quotas; remove it";
 const NO_COMPACTION: &str = "topics can't be compacted yet; remove it";
 const NO_TIERS: &str = "there is no tiered storage; remove it";
