@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import pathlib
+import random
 import re
 import shlex
 import shutil
@@ -50,13 +51,16 @@ def prepare(*more):
 
 
 def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Ports that nobody listens on, below those that the system gives to outgoing connections:
+    one of these could take a port between now and when it is used, or used again."""
+    ports = []
+    for port in random.sample(range(10_000, 32_000), 1000):
+        with contextlib.suppress(OSError), socket.socket() as tried:
+            tried.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise Failed("there are no free ports")
 
 
 class Loopback:

@@ -9,6 +9,7 @@
 
 use std::{
     fs,
+    hash::{BuildHasher as _, RandomState},
     io::{BufRead, BufReader},
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
@@ -255,14 +256,17 @@ fn new_members(count: usize, scheme: &'static str, more: &[&str]) -> Vec<Etcd> {
     (0..count).map(member).collect()
 }
 
-/// Ports that nobody uses just now.
+/// Ports that nobody listens on, below those that the system gives to outgoing
+/// connections: one of these could take a port before an etcd is started on it again.
 pub fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"))
-        .collect();
-    listeners
-        .iter()
-        .map(|listener| listener.local_addr().expect("a bound address").port())
+    const FIRST: u64 = 10_000;
+    const END: u64 = 32_000;
+    // Every process, and every call, begins elsewhere.
+    let start = RandomState::new().hash_one(count) % (END - FIRST);
+    (0..END - FIRST)
+        .map(|step| (FIRST + (start + step) % (END - FIRST)) as u16)
+        .filter(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
+        .take(count)
         .collect()
 }
 
