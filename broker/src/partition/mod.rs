@@ -90,8 +90,8 @@ pub(crate) struct Offsets {
 pub(crate) enum Seen {
     /// A consumer, which waits for this to move.
     HighWatermark(Offset),
-    /// A follower.
-    LogEnd(Offset),
+    /// A follower, which waits for either end of the log to move.
+    Log { start: Offset, end: Offset },
 }
 
 /// What a partition is at one moment, for metrics.
@@ -299,14 +299,16 @@ impl Partition {
         let mut state = self.state();
         let unchanged = match seen {
             Seen::HighWatermark(offset) => state.high_watermark == offset,
-            Seen::LogEnd(offset) => state.log.log_end_offset() == offset,
+            Seen::Log { start, end } => {
+                state.log.log_start_offset() == start && state.log.log_end_offset() == end
+            }
         };
         if !unchanged || state.ended().is_some() {
             return false;
         }
         match seen {
             Seen::HighWatermark(_) => state.fetches.park(waiter),
-            Seen::LogEnd(_) => state.replica_fetches.park(waiter),
+            Seen::Log { .. } => state.replica_fetches.park(waiter),
         }
         true
     }

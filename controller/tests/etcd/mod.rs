@@ -115,6 +115,23 @@ impl Etcd {
     /// Stops the process where it stands (SIGSTOP): connections stay, nothing answers.
     pub fn pause(&self) {
         self.signal("-STOP");
+        // On a busy machine it takes a while until no thread runs any more.
+        let deadline = Instant::now() + START_DEADLINE;
+        while !self.is_stopped() {
+            assert!(Instant::now() < deadline, "etcd goes on after SIGSTOP");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whether every thread is in state T. The state stands behind the name in parentheses.
+    fn is_stopped(&self) -> bool {
+        let pid = self.process.as_ref().expect("etcd runs").pid;
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("etcd has threads");
+        tasks.flatten().all(|task| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ")
+                .is_none_or(|(_, rest)| rest.starts_with('T'))
+        })
     }
 
     /// Lets a stopped process go on.

@@ -419,7 +419,10 @@ impl Parked {
                 Reader::Consumer { .. } | Reader::Pretender => {
                     Seen::HighWatermark(seen.high_watermark)
                 }
-                Reader::Replica(..) => Seen::LogEnd(seen.log_end_offset),
+                Reader::Replica(..) => Seen::Log {
+                    start: seen.log_start_offset,
+                    end: seen.log_end_offset,
+                },
             };
             let unchanged = partition.park_fetch(&parked.waiter, seen);
             parked.partitions.push(partition);

@@ -195,6 +195,10 @@ fn cannot_connect(why: &str, url: &str) -> String {
         "it wants a certificate of this client: set etcd.tls.certificate and etcd.tls.key"
     } else if why.contains("certificate") || why.contains("UnknownCA") {
         "check etcd.tls.ca, and the name in etcd.endpoints"
+    } else if url.starts_with("https") && why.contains("reset by peer") {
+        // In the middle of the handshake, so it may be either.
+        "it hung up: if it does not speak TLS, use http:// in etcd.endpoints; if it wants a \
+         certificate of this client, set etcd.tls.certificate and etcd.tls.key"
     } else {
         "check etcd.endpoints, and that etcd is running"
     };
