@@ -49,6 +49,9 @@ const SETTLING: Duration = Duration::from_millis(100);
 /// many registrations vanished at once.
 const GRACE_TIMEOUTS: u32 = 3;
 
+/// How soon a process is asked again that closed the connection without an answer, at first.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
 /// The largest answer to a probe.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
@@ -487,6 +490,7 @@ impl Watching {
         let Some(request) = probe_request() else {
             return;
         };
+        let mut pause = FIRST_PAUSE;
         loop {
             let connecting = TcpStream::connect((self.address.host.as_str(), self.address.port));
             match timeout(self.timing.timeout, connecting).await {
@@ -495,9 +499,13 @@ impl Watching {
                         answered = self.ask(stream, &request) => answered,
                         () = self.again.notified() => true,
                     };
-                    if !answered {
-                        // It accepts, and closes or says nothing.
-                        sleep(self.timing.interval).await;
+                    if answered {
+                        pause = FIRST_PAUSE;
+                    } else {
+                        // It accepts, and closes or says nothing: perhaps a process that is
+                        // being ended, whose connections the system closes before its port.
+                        sleep(pause).await;
+                        pause = (pause * 2).min(self.timing.interval);
                     }
                 }
                 Ok(Err(error)) => {
