@@ -24,6 +24,10 @@ pub(crate) struct Args {
     /// Read as a member of this group, and commit.
     #[arg(short, long, value_name = "GROUP")]
     group: Option<String>,
+    /// What to see of transactions: read_committed, or read_uncommitted for open and
+    /// aborted ones too. As isolation.level has it, read_committed unless that is set.
+    #[arg(long, value_name = "LEVEL")]
+    isolation: Option<String>,
     /// Stop after so many records.
     #[arg(short = 'n', long = "count", value_name = "N")]
     count: Option<u64>,
@@ -53,6 +57,9 @@ pub(crate) async fn run(mut config: ClientConfig, args: Args) -> Outcome {
     }
     if let Some(group) = &args.group {
         config.set("group.id", group)?;
+    }
+    if let Some(level) = &args.isolation {
+        config.set("isolation.level", level)?;
     }
     // A group that is given on the command line is joined; one that is merely set
     // by -X is too, unless partitions are named.

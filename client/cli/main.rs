@@ -16,6 +16,7 @@ mod overview;
 mod placement;
 mod produce;
 mod topic;
+mod tx;
 mod verify;
 
 use std::process::ExitCode;
@@ -69,6 +70,9 @@ enum Command {
     /// List, describe, seek and delete consumer groups.
     #[command(subcommand)]
     Group(group::Command),
+    /// List, describe and abort transactions.
+    #[command(subcommand)]
+    Tx(tx::Command),
     /// Show the brokers and whether all is well.
     #[command(subcommand)]
     Cluster(cluster::Command),
@@ -119,6 +123,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Consume(args) => consume::run(config, args).await,
         Command::Topic(command) => topic::run(config, command, format).await,
         Command::Group(command) => group::run(config, command, format).await,
+        Command::Tx(command) => tx::run(config, command, format).await,
         Command::Cluster(command) => cluster::run(config, command, format).await,
         Command::Config(command) => config::run(config, command, format).await,
         Command::Bench(command) => bench::run(config, command, format).await,

@@ -2,7 +2,8 @@
 //!
 //! A thread reads stdin in blocks of whole lines; the lines are copied from the
 //! block straight into batches. A line is the bytes up to a newline, whatever
-//! they are; the last one may lack it.
+//! they are; the last one may lack it. With a `transactional.id`, readers of committed
+//! records see the whole input at once, or so many lines at a time.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -10,7 +11,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use yuxi_client::producer::Queued;
-use yuxi_client::{ClientConfig, Error, Producer, RecordRef};
+use yuxi_client::{
+    ClientConfig, Error, Producer, RecordRef, Transaction, TransactionError, TransactionalProducer,
+};
 
 use crate::failure::{Failure, Outcome};
 use crate::format::unescape_one;
@@ -36,6 +39,13 @@ pub(crate) struct Args {
     /// Send to this partition.
     #[arg(short, long, value_name = "N")]
     partition: Option<i32>,
+    /// Send the lines in a transaction, under this name: whoever reads only what is
+    /// committed sees all of them or none.
+    #[arg(long, value_name = "ID")]
+    transactional_id: Option<String>,
+    /// Commit after so many lines, instead of once at the end of the input.
+    #[arg(long, value_name = "LINES", value_parser = clap::value_parser!(u64).range(1..))]
+    commit_every: Option<u64>,
     /// Send empty values as null, which deletes the key in a compacted topic.
     #[arg(short = 'Z', long = "null")]
     empty_is_null: bool,
@@ -48,17 +58,31 @@ pub(crate) async fn run(mut config: ClientConfig, args: Args) -> Outcome {
     if let Some(acks) = &args.acks {
         config.set("acks", acks)?;
     }
+    if let Some(id) = &args.transactional_id {
+        config.set("transactional.id", id)?;
+    }
+    if config.transactional_id.is_some() {
+        return run_transactions(config, &args).await;
+    }
+    if args.commit_every.is_some() {
+        return Err(Failure::Usage(
+            "--commit-every is for transactions; name one with --transactional-id".to_owned(),
+        ));
+    }
     let line_limit = config.message_max_bytes;
     let close_limit = config.delivery_timeout;
-    let sender = LineSender::new(config, &args).await?;
+    let lines = Lines::new(&args)?;
+    let producer = Producer::connect(config).await?;
+    // A wrong topic is told before anything is read.
+    producer.ready(&lines.topic, 0).await?;
     let mut blocks = read_blocks(line_limit);
     let mut input = Input::default();
     let fed = tokio::select! {
-        fed = feed(&sender, &mut blocks, &mut input) => fed,
+        fed = feed(&lines, &producer, &mut blocks, &mut input) => fed,
         () = interrupted() => Err(Failure::Interrupted),
     };
-    let totals = sender.producer.clone();
-    sender.producer.close(close_limit).await;
+    let totals = producer.clone();
+    producer.close(close_limit).await;
     let totals = totals.totals();
     let failed = totals.failed + input.refused;
     if failed > 0 {
@@ -83,8 +107,8 @@ struct Input {
     first_refusal: Option<Error>,
 }
 
-struct LineSender {
-    producer: Producer,
+/// What to make of a line.
+struct Lines {
     topic: Arc<str>,
     partition: Option<i32>,
     delimiter: Option<Vec<u8>>,
@@ -92,8 +116,8 @@ struct LineSender {
     empty_is_null: bool,
 }
 
-impl LineSender {
-    async fn new(config: ClientConfig, args: &Args) -> Outcome<Self> {
+impl Lines {
+    fn new(args: &Args) -> Outcome<Self> {
         let headers = args
             .headers
             .iter()
@@ -106,13 +130,8 @@ impl LineSender {
         if delimiter.as_ref().is_some_and(Vec::is_empty) {
             return Err(Failure::Usage("-K needs a delimiter, as in -K:".to_owned()));
         }
-        let topic: Arc<str> = args.topic.as_str().into();
-        let producer = Producer::connect(config).await?;
-        // A wrong topic is told before anything is read.
-        producer.ready(&topic, 0).await?;
         Ok(Self {
-            producer,
-            topic,
+            topic: args.topic.as_str().into(),
             partition: args.partition,
             delimiter,
             headers,
@@ -120,22 +139,26 @@ impl LineSender {
         })
     }
 
-    /// Queues one line, waiting for room if need be.
-    async fn send(&self, line: &[u8], headers: &[(&str, Option<&[u8]>)]) -> Result<(), Error> {
+    fn record<'a>(
+        &self,
+        line: &'a [u8],
+        headers: &'a [(&'a str, Option<&'a [u8]>)],
+    ) -> RecordRef<'a> {
         let (key, value) = self.split(line);
-        let record = RecordRef {
+        RecordRef {
             partition: self.partition,
             key,
             value: (!(value.is_empty() && self.empty_is_null)).then_some(value),
             headers,
             timestamp_ms: None,
-        };
-        loop {
-            match self.producer.try_enqueue(&self.topic, &record)? {
-                Queued::Yes(_) => return Ok(()),
-                Queued::NotYet => self.producer.ready(&self.topic, line.len()).await?,
-            }
         }
+    }
+
+    fn headers(&self) -> Vec<(&str, Option<&[u8]>)> {
+        let headers = self.headers.iter();
+        headers
+            .map(|(name, value)| (name.as_str(), value.as_ref().map(String::as_bytes)))
+            .collect()
     }
 
     fn split<'a>(&self, line: &'a [u8]) -> (Option<&'a [u8]>, &'a [u8]) {
@@ -150,20 +173,18 @@ impl LineSender {
 }
 
 async fn feed(
-    sender: &LineSender,
+    template: &Lines,
+    producer: &Producer,
     blocks: &mut mpsc::Receiver<Outcome<Bytes>>,
     input: &mut Input,
 ) -> Outcome {
-    let headers: Vec<(&str, Option<&[u8]>)> = sender
-        .headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_ref().map(String::as_bytes)))
-        .collect();
+    let headers = template.headers();
     let mut progress = Progress::new(true);
     while let Some(block) = blocks.recv().await {
         let block = block?;
         for line in lines(&block) {
-            match sender.send(line, &headers).await {
+            let record = template.record(line, &headers);
+            match send(producer, &template.topic, &record, line.len()).await {
                 Ok(()) => {}
                 Err(error @ Error::RecordTooLarge { .. }) => {
                     input.refused += 1;
@@ -177,6 +198,127 @@ async fn feed(
         progress.show(input.records, input.bytes);
     }
     Ok(())
+}
+
+/// Queues one record, waiting for room if need be.
+async fn send(
+    producer: &Producer,
+    topic: &Arc<str>,
+    record: &RecordRef<'_>,
+    size: usize,
+) -> Result<(), Error> {
+    loop {
+        match producer.try_enqueue(topic, record)? {
+            Queued::Yes(_) => return Ok(()),
+            Queued::NotYet => producer.ready(topic, size).await?,
+        }
+    }
+}
+
+/// As [`run`], in transactions. What is not committed when it fails or is interrupted is
+/// aborted.
+async fn run_transactions(config: ClientConfig, args: &Args) -> Outcome {
+    let line_limit = config.message_max_bytes;
+    let close_limit = config.max_block;
+    let lines = Lines::new(args)?;
+    let mut producer = TransactionalProducer::connect(config).await?;
+    let mut blocks = read_blocks(line_limit);
+    let most = args.commit_every.unwrap_or(u64::MAX);
+    let fed = tokio::select! {
+        fed = feed_transactions(&lines, &mut producer, &mut blocks, most) => fed,
+        () = interrupted() => Err(Failure::Interrupted),
+    };
+    producer.close(close_limit).await;
+    fed
+}
+
+async fn feed_transactions(
+    template: &Lines,
+    producer: &mut TransactionalProducer,
+    blocks: &mut mpsc::Receiver<Outcome<Bytes>>,
+    most: u64,
+) -> Outcome {
+    let headers = template.headers();
+    let mut source = LineSource::new(blocks);
+    let mut committed = 0;
+    let failed = |committed: u64, error: TransactionError| {
+        Failure::Unsuccessful(format!("{committed} lines were committed, then: {error}"))
+    };
+    let mut first = source.next().await?;
+    while let Some(line) = first {
+        let began = producer.begin().await;
+        let transaction = began.map_err(|error| failed(committed, error))?;
+        let mut count = 0;
+        let mut line = Some(line);
+        while let Some(current) = line {
+            let record = template.record(&current, &headers);
+            let sent = take_part(&transaction, &template.topic, &record, current.len()).await;
+            sent.map_err(|error| failed(committed, error))?;
+            count += 1;
+            if count == most {
+                break;
+            }
+            line = source.next().await?;
+        }
+        let ended = transaction.commit().await;
+        ended.map_err(|error| failed(committed, error))?;
+        committed += count;
+        first = source.next().await?;
+    }
+    Ok(())
+}
+
+async fn take_part(
+    transaction: &Transaction<'_>,
+    topic: &Arc<str>,
+    record: &RecordRef<'_>,
+    size: usize,
+) -> Result<(), TransactionError> {
+    loop {
+        match transaction.try_enqueue(topic, record)? {
+            Queued::Yes(_) => return Ok(()),
+            Queued::NotYet => transaction.ready(topic, size).await?,
+        }
+    }
+}
+
+/// Lines one at a time, out of the blocks in which they come.
+struct LineSource<'a> {
+    blocks: &'a mut mpsc::Receiver<Outcome<Bytes>>,
+    rest: Bytes,
+    progress: Progress,
+    records: u64,
+    bytes: u64,
+}
+
+impl<'a> LineSource<'a> {
+    fn new(blocks: &'a mut mpsc::Receiver<Outcome<Bytes>>) -> Self {
+        Self {
+            blocks,
+            rest: Bytes::new(),
+            progress: Progress::new(true),
+            records: 0,
+            bytes: 0,
+        }
+    }
+
+    async fn next(&mut self) -> Outcome<Option<Bytes>> {
+        if self.rest.is_empty() {
+            match self.blocks.recv().await {
+                Some(block) => self.rest = block?,
+                None => return Ok(None),
+            }
+            self.bytes += self.rest.len() as u64;
+            self.progress.show(self.records, self.bytes);
+        }
+        self.records += 1;
+        let Some(at) = memchr::memchr(b'\n', &self.rest) else {
+            return Ok(Some(std::mem::take(&mut self.rest)));
+        };
+        let mut line = self.rest.split_to(at + 1);
+        line.truncate(at);
+        Ok(Some(line))
+    }
 }
 
 /// The lines of a block, without their newlines; the last may have none.

@@ -40,6 +40,8 @@ pub struct ClientConfig {
     pub max_block: Duration,
     pub max_in_flight: usize,
     pub retries: u32,
+    pub transactional_id: Option<String>,
+    pub transaction_timeout: Duration,
     pub group_id: Option<String>,
     pub group_instance_id: Option<String>,
     pub offset_reset: OffsetReset,
@@ -192,6 +194,10 @@ settings! {
         |c, v| c.max_in_flight = number(v, 1, 1_000_000)? as usize;
     "retries" ["message.send.max.retries"] = "2147483647", "How often a batch is sent again.",
         |c, v| c.retries = number(v, 0, 2_147_483_647)? as u32;
+    "transactional.id" = "", "A name for a transactional producer; the newest with it fences the others.",
+        |c, v| c.transactional_id = optional(v, |v| Ok(v.to_owned()))?;
+    "transaction.timeout.ms" = "60000", "The coordinator aborts a transaction that is open for so long.",
+        |c, v| c.transaction_timeout = millis(v, 1000, 2_147_483_647)?;
     "group.id" = "", "The consumer group.",
         |c, v| c.group_id = optional(v, |v| Ok(v.to_owned()))?;
     "group.instance.id" = "", "A name that survives restarts: static membership (KIP-345).",
@@ -261,6 +267,8 @@ impl Default for ClientConfig {
             max_block: Duration::ZERO,
             max_in_flight: 0,
             retries: 0,
+            transactional_id: None,
+            transaction_timeout: Duration::ZERO,
             group_id: None,
             group_instance_id: None,
             offset_reset: OffsetReset::Latest,
@@ -308,6 +316,20 @@ impl ClientConfig {
             Error::Config(format!("setting {name}: '{value}' is not valid: {why}"))
         })?;
         Ok(())
+    }
+
+    /// The `transactional.id`, if the other settings allow transactions.
+    pub(crate) fn transactional_id(&self) -> Result<std::sync::Arc<str>> {
+        let id = self.transactional_id.as_deref().ok_or_else(|| {
+            Error::Config("a transactional producer needs a name; set transactional.id".to_owned())
+        })?;
+        if self.acknowledgement()?.1 {
+            Ok(id.into())
+        } else {
+            Err(Error::Config(
+                "transactions need idempotence; leave acks, enable.idempotence and max.in.flight.requests.per.connection at their defaults".to_owned(),
+            ))
+        }
     }
 
     /// What a producer acknowledges by, and whether it is idempotent, once both

@@ -53,8 +53,7 @@ struct Inner {
     frames: mpsc::UnboundedSender<Bytes>,
     in_flight: Arc<Semaphore>,
     shared: Arc<Shared>,
-    /// API key → the versions the broker offers.
-    offered: Vec<(i16, i16, i16)>,
+    offered: Offered,
     tasks: [AbortHandle; 2],
 }
 
@@ -64,6 +63,15 @@ impl Drop for Inner {
             task.abort();
         }
     }
+}
+
+/// What the broker says of itself.
+#[derive(Debug, Default)]
+struct Offered {
+    /// API key, oldest and newest version.
+    apis: Vec<(i16, i16, i16)>,
+    /// The features that the cluster has finalised, with their levels (KIP-584).
+    features: Vec<(String, i16)>,
 }
 
 /// What the tasks and the handles have in common.
@@ -157,7 +165,7 @@ impl Connection {
             frames,
             in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
             shared,
-            offered: Vec::new(),
+            offered: Offered::default(),
             tasks,
         };
         inner.offered = inner.negotiate().await?;
@@ -191,6 +199,7 @@ impl Connection {
         let offered = self
             .inner
             .offered
+            .apis
             .iter()
             .find(|(key, ..)| *key == R::API_KEY.value());
         let common = offered.and_then(|&(_, low, high)| {
@@ -211,6 +220,14 @@ impl Connection {
     /// Whether the broker offers the API at all in a version that we speak.
     pub fn speaks<R: RequestResponsePair>(&self) -> bool {
         self.version::<R>(i16::MAX).is_ok()
+    }
+
+    /// The level of a feature that the cluster had finalised when the connection was
+    /// opened (KIP-584); `None` if it had not.
+    pub fn feature(&self, name: &str) -> Option<i16> {
+        let features = &self.inner.offered.features;
+        let found = features.iter().find(|(known, _)| known == name)?;
+        Some(found.1)
     }
 
     /// Sends a request and waits for its answer. `build` makes the request for
@@ -323,7 +340,7 @@ impl Inner {
     }
 
     /// ApiVersions, with the fallback for brokers that know only older versions of it.
-    async fn negotiate(&self) -> Result<Vec<(i16, i16, i16)>> {
+    async fn negotiate(&self) -> Result<Offered> {
         let mut version = ApiVersion::new(3);
         for _ in 0..2 {
             let mut request = ApiVersionsRequest::default();
@@ -351,11 +368,16 @@ impl Inner {
             crate::error::check(answer.error_code, None, || {
                 format!("{} refused the connection", self.address)
             })?;
-            return Ok(answer
-                .api_keys
-                .iter()
-                .map(|row| (row.api_key, row.min_version, row.max_version))
-                .collect());
+            let apis = answer.api_keys.iter();
+            let features = answer.finalized_features.iter();
+            return Ok(Offered {
+                apis: apis
+                    .map(|row| (row.api_key, row.min_version, row.max_version))
+                    .collect(),
+                features: features
+                    .map(|row| (row.name.to_string(), row.max_version_level))
+                    .collect(),
+            });
         }
         Err(Error::Unsupported {
             address: self.address.to_string(),

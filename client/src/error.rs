@@ -130,6 +130,9 @@ pub enum Error {
     /// A call that the consumer or producer is not set up for.
     #[error("{0}")]
     State(&'static str),
+    /// The record belongs to a transaction that was given up before it was written.
+    #[error("the record's transaction was aborted")]
+    TransactionAborted,
     /// The producer or consumer was closed.
     #[error("the client was closed")]
     Closed,
@@ -185,6 +188,7 @@ impl Error {
             | Self::LogTruncated { .. }
             | Self::Config(_)
             | Self::State(_)
+            | Self::TransactionAborted
             | Self::Closed => false,
         }
     }

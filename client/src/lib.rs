@@ -26,5 +26,8 @@ pub use connection::Connection;
 pub use consumer::{Consumer, ConsumerRecord, Start};
 pub use error::{Error, Result};
 pub use offsets::OffsetSpec;
-pub use producer::{Delivery, Producer, Record, RecordMetadata, RecordRef};
+pub use producer::{
+    Delivery, Producer, Record, RecordMetadata, RecordRef, Transaction, TransactionError,
+    TransactionalProducer,
+};
 pub use yuxi_protocol as protocol;

@@ -1,4 +1,4 @@
-//! Administration: topics, configurations, groups, the cluster itself.
+//! Administration: topics, configurations, groups, transactions, the cluster itself.
 //!
 //! Each call is one Kafka API (a few are two), sent to the broker that answers
 //! for it; the answer's codes become errors that name the topic or group. What
@@ -9,11 +9,16 @@ mod configs;
 mod groups;
 mod partitions;
 mod topics;
+mod transactions;
 
 pub use configs::{ConfigEntry, ConfigOp, ConfigResource, ConfigSource};
 pub use groups::{GroupDescription, GroupListing, MemberDescription};
 pub use partitions::{ElectionKind, OngoingReassignment, PartitionAnswers, PartitionDescription};
 pub use topics::{NewPartitions, NewTopic, TopicAnswer};
+pub use transactions::{
+    HangingTransaction, ProducerDescription, ProducersByPartition, TransactionDescription,
+    TransactionFilter, TransactionListing,
+};
 
 use std::time::Duration;
 

@@ -31,6 +31,7 @@ const HEDGE_AFTER: Duration = Duration::from_millis(500);
 pub(super) enum Purpose {
     Data,
     Group,
+    Transaction,
 }
 
 /// The place of one address's connection.

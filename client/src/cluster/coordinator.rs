@@ -1,27 +1,68 @@
-//! A group's coordinator: found when it is needed, and found anew when it has moved.
+//! A group's or a transaction's coordinator: found when it is needed, and found anew when
+//! it has moved.
 
 use std::time::{Duration, Instant};
 
 use yuxi_protocol::error_code::ErrorCode;
 
 use super::Cluster;
+use super::connections::Purpose;
 use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::error::{Error, Result};
 
-/// The way to one group's coordinator. Its owner is whoever speaks for the group.
+/// What is coordinated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Group,
+    Transaction,
+}
+
+impl Kind {
+    /// As FindCoordinator has it.
+    pub(super) const fn wire(self) -> i8 {
+        match self {
+            Self::Group => 0,
+            Self::Transaction => 1,
+        }
+    }
+}
+
+/// The way to one coordinator. Its owner is whoever speaks for the group or the
+/// transactional id.
 #[derive(Debug)]
 pub(crate) struct Coordinator {
     cluster: Cluster,
-    group: String,
+    kind: Kind,
+    key: String,
+    purpose: Purpose,
     connection: Option<Connection>,
 }
 
 impl Coordinator {
+    /// Of a group, for its members and its administration.
     pub(crate) fn of(cluster: &Cluster, group: &str) -> Self {
+        Self::new(cluster, Kind::Group, group, Purpose::Group)
+    }
+
+    /// Of a transactional id.
+    pub(crate) fn of_transactions(cluster: &Cluster, transactional_id: &str) -> Self {
+        let purpose = Purpose::Transaction;
+        Self::new(cluster, Kind::Transaction, transactional_id, purpose)
+    }
+
+    /// Of a group whose offsets are part of a transaction: its commit must not wait behind
+    /// a member's JoinGroup.
+    pub(crate) fn of_transactional_group(cluster: &Cluster, group: &str) -> Self {
+        Self::new(cluster, Kind::Group, group, Purpose::Transaction)
+    }
+
+    fn new(cluster: &Cluster, kind: Kind, key: &str, purpose: Purpose) -> Self {
         Self {
             cluster: cluster.clone(),
-            group: group.to_owned(),
+            kind,
+            key: key.to_owned(),
+            purpose,
             connection: None,
         }
     }
@@ -35,7 +76,10 @@ impl Coordinator {
         let connection = match &self.connection {
             Some(connection) if connection.is_open() => connection.clone(),
             Some(_) | None => {
-                let found = self.cluster.group_coordinator(&self.group).await?;
+                let found = self
+                    .cluster
+                    .coordinator(self.kind, &self.key, self.purpose)
+                    .await?;
                 self.connection.insert(found).clone()
             }
         };
@@ -59,7 +103,7 @@ impl Coordinator {
         loop {
             match self.call(&request).await {
                 Err(error) if error.is_retriable() => {
-                    tracing::debug!(group = self.group, %error, "the coordinator is asked again");
+                    tracing::debug!(of = self.key, %error, "the coordinator is asked again");
                     let pause = backoff.next();
                     if Instant::now() + pause >= deadline {
                         return Err(error);

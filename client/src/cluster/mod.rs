@@ -29,6 +29,7 @@ use crate::error::{Error, Result, check};
 use crate::metadata::{Broker, ClusterMetadata, Topic};
 use connections::{Connections, Purpose};
 pub(crate) use coordinator::Coordinator;
+use coordinator::Kind;
 
 /// A broker that is silent for so long is asked after.
 const SUSPECT_AFTER: Duration = Duration::from_secs(1);
@@ -285,11 +286,22 @@ impl Cluster {
 
     /// A connection to the broker that coordinates a group, asked for until there is one.
     pub async fn group_coordinator(&self, group: &str) -> Result<Connection> {
+        self.coordinator(Kind::Group, group, Purpose::Group).await
+    }
+
+    /// A connection to the broker that coordinates a transactional id's transactions, asked
+    /// for until there is one.
+    pub async fn transaction_coordinator(&self, transactional_id: &str) -> Result<Connection> {
+        self.coordinator(Kind::Transaction, transactional_id, Purpose::Transaction)
+            .await
+    }
+
+    async fn coordinator(&self, kind: Kind, key: &str, purpose: Purpose) -> Result<Connection> {
         let config = &self.inner.config;
         let mut backoff = Backoff::new(config.retry_backoff, config.retry_backoff_max);
         let deadline = Instant::now() + config.request_timeout;
         loop {
-            match self.find_coordinator(group).await {
+            match self.find_coordinator(kind, key, purpose).await {
                 Err(error) if error.is_retriable() && Instant::now() < deadline => {
                     tokio::time::sleep(backoff.next()).await;
                 }
@@ -298,19 +310,28 @@ impl Cluster {
         }
     }
 
-    async fn find_coordinator(&self, group: &str) -> Result<Connection> {
+    async fn find_coordinator(
+        &self,
+        kind: Kind,
+        key: &str,
+        purpose: Purpose,
+    ) -> Result<Connection> {
         let answer: FindCoordinatorResponse = self
             .ask_any(|version| {
                 let mut request = FindCoordinatorRequest::default();
                 if version.value() >= 4 {
-                    request.coordinator_keys = vec![group.into()];
+                    request.coordinator_keys = vec![key.into()];
                 } else {
-                    request.key = group.into();
+                    request.key = key.into();
                 }
+                request.key_type = kind.wire();
                 request
             })
             .await?;
-        let context = || format!("finding the coordinator of group {group}");
+        let context = || match kind {
+            Kind::Group => format!("finding the coordinator of group {key}"),
+            Kind::Transaction => format!("finding the coordinator of transactional.id {key}"),
+        };
         let (code, message, host, port) = match answer.coordinators.first() {
             Some(found) => (
                 found.error_code,
@@ -333,7 +354,7 @@ impl Cluster {
             rack: None,
         };
         let address = broker.address();
-        let opening = self.inner.connections.open(&address, Purpose::Group);
+        let opening = self.inner.connections.open(&address, purpose);
         self.unless_dead(&address, Duration::ZERO, opening).await
     }
 

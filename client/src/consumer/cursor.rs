@@ -69,6 +69,8 @@ pub(super) struct Cursor {
     /// Who was asked last, and as leader of which epoch.
     pub(super) asked_of: Option<(BrokerId, i32)>,
     check_crcs: bool,
+    /// The first record that was handed out.
+    pub(super) first: Option<i64>,
 }
 
 impl Cursor {
@@ -99,6 +101,7 @@ impl Cursor {
             valid_under: -1,
             asked_of: None,
             check_crcs,
+            first: None,
         }
     }
 
@@ -201,6 +204,7 @@ impl Cursor {
                     // A fetch from the middle of a batch brings the whole batch.
                     if self.is_due(offset) {
                         self.position = Position::At(offset + 1);
+                        self.first.get_or_insert(offset);
                         records.push(ConsumerRecord {
                             topic: self.topic.clone(),
                             partition: self.partition,

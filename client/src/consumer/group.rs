@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use yuxi_protocol::ids::TopicPartition;
 
 use super::CommittedOffset;
-use super::group_api::Identity;
+use super::group_api::GroupMetadata;
 use super::member::Member;
 use crate::cluster::Cluster;
 use crate::error::{Error, Result};
@@ -28,6 +28,8 @@ pub(super) type Offsets = BTreeMap<TopicPartition, CommittedOffset>;
 /// What the group tells the consumer.
 #[derive(Debug)]
 pub(super) enum GroupEvent {
+    /// The member is of a new generation: what comes after belongs to it.
+    Joined(GroupMetadata),
     /// Give these up and say so. When they are lost, others may have them already.
     Revoke {
         partitions: BTreeSet<TopicPartition>,
@@ -102,7 +104,7 @@ impl Membership {
             began: Instant::now(),
             at_ms: AtomicU64::new(0),
         });
-        let identity = Identity {
+        let identity = GroupMetadata {
             group,
             member: String::new(),
             instance: config.group_instance_id.clone(),

@@ -43,18 +43,23 @@ pub struct CommittedOffset {
     pub metadata: String,
 }
 
-/// Who speaks for a group.
-#[derive(Clone, Debug)]
-pub(super) struct Identity {
-    pub(super) group: String,
-    pub(super) member: String,
-    pub(super) instance: Option<String>,
-    pub(super) generation: i32,
+/// Who speaks for a group, and in which of its generations: what a transaction that
+/// commits the group's offsets is checked by (KIP-447).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupMetadata {
+    /// The group.
+    pub group: String,
+    /// The member's id; empty for someone who is not a member.
+    pub member: String,
+    /// Its static name, if it has one.
+    pub instance: Option<String>,
+    /// The group's generation, or the member's epoch; -1 for someone who is not a member.
+    pub generation: i32,
 }
 
-impl Identity {
+impl GroupMetadata {
     /// Someone who is not a member: commits for a group without members.
-    pub(super) fn outsider(group: &str) -> Self {
+    pub fn outsider(group: &str) -> Self {
         Self {
             group: group.to_owned(),
             member: String::new(),
@@ -70,14 +75,14 @@ pub(crate) async fn commit_as_outsider(
     group: &str,
     offsets: BTreeMap<TopicPartition, CommittedOffset>,
 ) -> Result<()> {
-    let identity = Identity::outsider(group);
+    let identity = GroupMetadata::outsider(group);
     commit(&mut Coordinator::of(cluster, group), &identity, &offsets).await
 }
 
 /// Commits, wherever the coordinator moves meanwhile: to commit the same again is harmless.
 pub(super) async fn commit(
     coordinator: &mut Coordinator,
-    identity: &Identity,
+    identity: &GroupMetadata,
     offsets: &BTreeMap<TopicPartition, CommittedOffset>,
 ) -> Result<()> {
     coordinator
@@ -87,7 +92,7 @@ pub(super) async fn commit(
 
 async fn commit_once(
     coordinator: Connection,
-    identity: &Identity,
+    identity: &GroupMetadata,
     offsets: &BTreeMap<TopicPartition, CommittedOffset>,
 ) -> Result<()> {
     let answer = coordinator
@@ -250,7 +255,7 @@ fn offset_fetch_request(
     request
 }
 
-pub(super) async fn heartbeat(coordinator: Connection, identity: &Identity) -> Result<()> {
+pub(super) async fn heartbeat(coordinator: Connection, identity: &GroupMetadata) -> Result<()> {
     let answer = coordinator
         .call(|version| {
             let mut request = HeartbeatRequest::default();
@@ -268,7 +273,7 @@ pub(super) async fn heartbeat(coordinator: Connection, identity: &Identity) -> R
     })
 }
 
-pub(super) async fn leave(coordinator: Connection, identity: &Identity) -> Result<()> {
+pub(super) async fn leave(coordinator: Connection, identity: &GroupMetadata) -> Result<()> {
     let answer = coordinator
         .call(|version| {
             let mut request = LeaveGroupRequest::default();

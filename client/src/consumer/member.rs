@@ -19,7 +19,7 @@ use yuxi_protocol::messages::{
 
 use super::assignors::assign;
 use super::group::{Command, GroupEvent, LastPoll, Offsets};
-use super::group_api::{self, Identity};
+use super::group_api::{self, GroupMetadata};
 use crate::backoff::Backoff;
 use crate::cluster::{Cluster, Coordinator, wire_ms};
 use crate::config::Assignor;
@@ -33,7 +33,7 @@ const JOIN_SLACK: Duration = Duration::from_secs(5);
 pub(super) struct Member {
     cluster: Cluster,
     coordinator: Coordinator,
-    identity: Identity,
+    identity: GroupMetadata,
     topics: BTreeSet<Arc<str>>,
     owned: BTreeSet<TopicPartition>,
     commands: mpsc::Receiver<Command>,
@@ -52,7 +52,7 @@ enum Next {
 impl Member {
     pub(super) fn new(
         cluster: Cluster,
-        identity: Identity,
+        identity: GroupMetadata,
         topics: BTreeSet<Arc<str>>,
         commands: mpsc::Receiver<Command>,
         events: mpsc::Sender<GroupEvent>,
@@ -139,6 +139,7 @@ impl Member {
         check(synced.error_code, None, || {
             format!("syncing with group {group}")
         })?;
+        self.tell(GroupEvent::Joined(self.identity.clone())).await?;
         let assigned: BTreeSet<TopicPartition> =
             group_api::decode_assignment(&group, synced.assignment)?
                 .into_iter()

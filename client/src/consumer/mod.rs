@@ -30,7 +30,7 @@ use crate::offsets::{self, ListedOffset, OffsetSpec};
 use cursor::{Cursor, Position};
 use fetch::Fetched;
 use group::{GroupEvent, Membership};
-pub use group_api::{CommittedOffset, committed_offsets};
+pub use group_api::{CommittedOffset, GroupMetadata, committed_offsets};
 pub(crate) use group_api::{commit_as_outsider, decode_assignment};
 use validation::Validated;
 
@@ -83,6 +83,7 @@ pub struct Consumer {
     /// Whose turn it is to be handed out first.
     turn: usize,
     membership: Option<Membership>,
+    group: Option<GroupMetadata>,
     next_auto_commit: Instant,
 }
 
@@ -119,6 +120,7 @@ impl Consumer {
             generation: 0,
             turn: 0,
             membership: None,
+            group: None,
         }
     }
 
@@ -271,6 +273,41 @@ impl Consumer {
         }
     }
 
+    /// Who this consumer is in its group, as of the last [`Consumer::poll`]: for
+    /// [`crate::Transaction::send_offsets`]. `None` before it has joined.
+    pub fn group_metadata(&self) -> Option<GroupMetadata> {
+        self.group.clone()
+    }
+
+    /// Goes back to the group's committed offsets in every assigned partition, and where
+    /// there is none, to the first record that `poll` handed out: after an aborted
+    /// transaction its input is read again.
+    pub async fn rewind(&mut self) -> Result<()> {
+        let group = self.config.group_id.clone();
+        let group = group.ok_or(Error::State("rewinding needs group.id"))?;
+        let partitions: Vec<TopicPartition> = self.cursors.keys().cloned().collect();
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        let mut offsets = committed_offsets(&self.cluster, &group, Some(&partitions)).await?;
+        for partition in partitions {
+            let committed = offsets.remove(&partition);
+            let Some(old) = self.cursors.get(&partition) else {
+                continue;
+            };
+            let (paused, first) = (old.paused, old.first);
+            let mut cursor = match (&committed, first) {
+                (None, None) => continue,
+                (None, Some(first)) => self.new_cursor(&partition, Position::At(first)),
+                (Some(_), _) => self.cursor_at(&partition, committed)?,
+            };
+            cursor.paused = paused;
+            cursor.first = first;
+            self.cursors.insert(partition, cursor);
+        }
+        Ok(())
+    }
+
     /// Commits if commits are automatic, leaves the group, and ends.
     pub async fn close(mut self) -> Result<()> {
         let committed = if self.config.auto_commit && self.config.group_id.is_some() {
@@ -289,7 +326,9 @@ impl Consumer {
         Cursor::new(partition, position, self.generation, self.config.check_crcs)
     }
 
-    fn positions(&self) -> BTreeMap<TopicPartition, CommittedOffset> {
+    /// Of each partition, the next record that `poll` will hand out: what to commit once
+    /// everything that it handed out is processed.
+    pub fn positions(&self) -> BTreeMap<TopicPartition, CommittedOffset> {
         self.cursors
             .iter()
             .filter_map(|(partition, cursor)| match cursor.position {
@@ -460,6 +499,7 @@ impl Consumer {
         membership.polled();
         while let Some(event) = self.membership.as_mut().and_then(Membership::next_event) {
             match event {
+                GroupEvent::Joined(group) => self.group = Some(group),
                 GroupEvent::Revoke { partitions, lost } => {
                     if self.config.auto_commit && !lost {
                         let mut offsets = self.positions();
@@ -476,19 +516,7 @@ impl Consumer {
                 }
                 GroupEvent::Assign { partitions } => {
                     for (partition, committed) in partitions {
-                        if committed.is_none() && self.config.offset_reset == OffsetReset::Error {
-                            return Err(Error::Config(format!(
-                                "the group has no offset for {partition}, and auto.offset.reset is error"
-                            )));
-                        }
-                        let spec = match self.config.offset_reset {
-                            OffsetReset::Latest => OffsetSpec::Latest,
-                            OffsetReset::Earliest | OffsetReset::Error => OffsetSpec::Earliest,
-                        };
-                        let epoch = committed.as_ref().and_then(|c| c.leader_epoch);
-                        let position =
-                            committed.map_or(Position::Unknown(spec), |c| Position::At(c.offset));
-                        let cursor = self.new_cursor(&partition, position).of_epoch(epoch);
+                        let cursor = self.cursor_at(&partition, committed)?;
                         self.cursors.insert(partition, cursor);
                     }
                 }
@@ -496,6 +524,26 @@ impl Consumer {
             }
         }
         Ok(())
+    }
+
+    /// A cursor at the group's offset, else where `auto.offset.reset` says.
+    fn cursor_at(
+        &mut self,
+        partition: &TopicPartition,
+        committed: Option<CommittedOffset>,
+    ) -> Result<Cursor> {
+        let spec = match self.config.offset_reset {
+            OffsetReset::Error if committed.is_none() => {
+                return Err(Error::Config(format!(
+                    "the group has no offset for {partition}, and auto.offset.reset is error"
+                )));
+            }
+            OffsetReset::Latest => OffsetSpec::Latest,
+            OffsetReset::Earliest | OffsetReset::Error => OffsetSpec::Earliest,
+        };
+        let epoch = committed.as_ref().and_then(|c| c.leader_epoch);
+        let position = committed.map_or(Position::Unknown(spec), |c| Position::At(c.offset));
+        Ok(self.new_cursor(partition, position).of_epoch(epoch))
     }
 
     /// Commits in the background every `auto.commit.interval.ms`.

@@ -44,6 +44,7 @@ pub(crate) struct Settings {
     pub(crate) delivery_timeout: Duration,
     pub(crate) buffer_bytes: usize,
     pub(crate) idempotent: bool,
+    pub(crate) transactional: bool,
     pub(crate) retry_backoff: Duration,
     pub(crate) retry_backoff_max: Duration,
     pub(crate) retries: u32,
@@ -66,6 +67,8 @@ pub(crate) struct Accumulator {
     pub(crate) delivered: u64,
     pub(crate) failed: u64,
     pub(crate) first_failure: Option<Error>,
+    /// Of a transactional producer: the first failure that its transaction has not heeded.
+    unheeded_failure: Option<Error>,
 }
 
 #[derive(Debug)]
@@ -152,6 +155,7 @@ impl Accumulator {
             delivered: 0,
             failed: 0,
             first_failure: None,
+            unheeded_failure: None,
         }
     }
 
@@ -223,8 +227,7 @@ impl Accumulator {
         let partition = &mut topic.partitions[index];
         wake |= partition.close_if_full(size, topic.batch_bytes);
         if !partition.has_open_batch() {
-            let builder = RecordBatchBuilder::new()
-                .compression(self.settings.compression, self.settings.compression_level);
+            let builder = self.settings.builder();
             let id = self.next_batch_id;
             self.next_batch_id += 1;
             self.outstanding.insert(id, 1);
@@ -336,7 +339,9 @@ impl Accumulator {
         let Some(head) = partition.queue.front() else {
             return false;
         };
-        if partition.sequencing.broken {
+        // A transactional producer gets its epochs from the coordinator.
+        let own_epochs = !self.settings.transactional;
+        if own_epochs && partition.sequencing.broken {
             if !idle {
                 return false;
             }
@@ -347,7 +352,7 @@ impl Accumulator {
                 .in_flight
                 .front()
                 .is_none_or(|oldest| *oldest > head.id);
-        } else if partition.sequencing.unresolved {
+        } else if own_epochs && partition.sequencing.unresolved {
             if !idle {
                 return false;
             }
@@ -403,14 +408,19 @@ impl Accumulator {
     }
 
     /// The batch may not have arrived: it is sent again under the same number.
-    pub(crate) fn retry(&mut self, mut batch: Batch, error: Error, now: Instant) {
+    pub(crate) fn retry(&mut self, batch: Batch, error: Error, now: Instant) {
+        self.retry_from(self.settings.retry_backoff, batch, error, now);
+    }
+
+    /// The same, where the first pause is another.
+    fn retry_from(&mut self, first: Duration, mut batch: Batch, error: Error, now: Instant) {
         if batch.attempts > self.settings.retries {
             self.give_up(batch, error);
             return;
         }
         self.landed(&batch);
         let pause = Backoff::pause(
-            self.settings.retry_backoff,
+            first,
             self.settings.retry_backoff_max,
             batch.attempts.saturating_sub(1),
         );
@@ -450,10 +460,18 @@ impl Accumulator {
                 let partition =
                     &mut self.topics[batch.topic_index].partitions[batch.partition as usize];
                 partition.sequencing.judge(&batch, code);
-                self.retry(batch, error, now);
+                if self.settings.transactional && partition.sequencing.broken {
+                    self.give_up(batch, error);
+                } else {
+                    self.retry(batch, error, now);
+                }
             }
             ErrorCode::MessageTooLarge | ErrorCode::RecordListTooLarge if batch.records > 1 => {
                 self.split(batch, error);
+            }
+            // The transaction before is still being ended: a matter of milliseconds.
+            ErrorCode::ConcurrentTransactions => {
+                self.retry_from(PAUSE_WHILE_ENDING, batch, error, now);
             }
             _ if error.is_retriable() => self.retry(batch, error, now),
             _ => self.give_up(batch, error),
@@ -472,7 +490,8 @@ impl Accumulator {
     /// records, so the halves share the whole's without a gap.
     fn split(&mut self, mut batch: Batch, error: Error) {
         self.landed(&batch);
-        let halves = batch.split(self.settings.compression, self.settings.compression_level);
+        let settings = &self.settings;
+        let halves = batch.split(|| settings.builder());
         let (topic, index) = (batch.topic_index, batch.partition as usize);
         match halves {
             Ok((first, second)) => {
@@ -544,6 +563,9 @@ impl Accumulator {
             Err(error) => {
                 self.failed += u64::from(batch.records);
                 self.first_failure.get_or_insert_with(|| error.clone());
+                if self.settings.transactional {
+                    self.unheeded_failure.get_or_insert_with(|| error.clone());
+                }
             }
         }
         batch.resolve(outcome);
@@ -587,6 +609,26 @@ impl Accumulator {
             .is_none_or(|(oldest, _)| *oldest >= id)
     }
 
+    /// Whether every batch has its outcome.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.outstanding.is_empty()
+    }
+
+    /// The first failure since the last call, of a transactional producer.
+    pub(crate) fn take_failure(&mut self) -> Option<Error> {
+        self.unheeded_failure.take()
+    }
+
+    /// Whether there are numbers of the present epoch of which nobody knows if the broker
+    /// has them.
+    pub(crate) fn has_gap(&self) -> bool {
+        let mut partitions = self.topics.iter().flat_map(|topic| &topic.partitions);
+        partitions.any(|partition| {
+            let sequencing = &partition.sequencing;
+            sequencing.identity == self.identity && (sequencing.unresolved || sequencing.broken)
+        })
+    }
+
     /// From now on, until as many `relax` as `hurry`, batches do not linger.
     pub(crate) fn hurry(&mut self) {
         self.hurried += 1;
@@ -597,8 +639,22 @@ impl Accumulator {
     }
 }
 
+/// The first pause before a batch of the next transaction is tried again.
+const PAUSE_WHILE_ENDING: Duration = Duration::from_millis(5);
 /// Splitting never makes later batches smaller than this.
 const MIN_BATCH_BYTES: usize = 16 << 10;
+
+impl Settings {
+    fn builder(&self) -> RecordBatchBuilder {
+        let builder =
+            RecordBatchBuilder::new().compression(self.compression, self.compression_level);
+        if self.transactional {
+            builder.transactional()
+        } else {
+            builder
+        }
+    }
+}
 
 impl TopicQueues {
     /// The partition of a record: the one it names, its key's, or the sticky one.

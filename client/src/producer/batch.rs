@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use yuxi_protocol::ids::{ProducerEpoch, ProducerId};
 use yuxi_protocol::record::batch::advance_sequence;
 use yuxi_protocol::record::iter::RecordRefs;
-use yuxi_protocol::record::{BatchHeader, BatchView, Compression, RecordBatchBuilder, crc32c};
+use yuxi_protocol::record::{BatchHeader, BatchView, RecordBatchBuilder, crc32c};
 
 use super::delivery::{Completion, Written};
 use crate::error::Error;
@@ -139,8 +139,7 @@ impl Batch {
     /// shared between them.
     pub(crate) fn split(
         &mut self,
-        compression: Compression,
-        level: Option<i32>,
+        new: impl Fn() -> RecordBatchBuilder,
     ) -> Result<(Self, Self), Error> {
         let bytes = self.encode()?;
         let unreadable = |error: &dyn std::fmt::Display| self.unencodable(error);
@@ -150,7 +149,6 @@ impl Batch {
             .decompressed(self.reserved_bytes)
             .map_err(|error| unreadable(&error))?;
         let middle = self.records / 2;
-        let new = || RecordBatchBuilder::new().compression(compression, level);
         let mut halves = [new(), new()];
         for (at, record) in RecordRefs::new(view.header(), &payload).enumerate() {
             let record = record.map_err(|error| unreadable(&error))?;

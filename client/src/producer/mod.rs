@@ -9,6 +9,7 @@ mod accumulator;
 mod batch;
 mod delivery;
 mod sender;
+mod transaction;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -25,6 +26,8 @@ use crate::config::ClientConfig;
 use crate::error::{Error, Result};
 use accumulator::{Accumulator, Append, Settings};
 pub use delivery::{Delivery, RecordMetadata};
+pub use transaction::{Ending, Transaction, TransactionError, TransactionalProducer};
+use transaction::{Machine, Next};
 
 /// A record's headers: names with values.
 pub type Header = (StrBytes, Option<Bytes>);
@@ -148,6 +151,41 @@ struct State {
     closing: bool,
     /// Why nothing can be sent any more.
     fatal: Option<Error>,
+    /// Of a transactional producer.
+    transaction: Option<Machine>,
+}
+
+impl State {
+    /// Of a transactional producer: how far its transaction has come.
+    fn machine(&mut self) -> &mut Machine {
+        self.transaction
+            .as_mut()
+            .expect("only a transactional producer's transactions are asked after")
+    }
+
+    /// Tells the transaction of batches that failed.
+    fn heed_failures(&mut self) {
+        if let Some(machine) = &mut self.transaction
+            && let Some(error) = self.accumulator.take_failure()
+        {
+            machine.doom(error);
+        }
+    }
+
+    /// Brings transaction and batches in line; what a coordinator is to be asked next.
+    fn coordinate(&mut self, now: Instant) -> Next {
+        self.heed_failures();
+        let Some(machine) = &mut self.transaction else {
+            return Next::Nothing;
+        };
+        if let Some(reason) = machine.refuses_batches() {
+            self.accumulator.abandon(&reason);
+            // Whoever gives up does not doom what is given up.
+            self.accumulator.take_failure();
+        }
+        let (idle, has_gap) = (self.accumulator.is_idle(), self.accumulator.has_gap());
+        machine.next(now, idle, has_gap)
+    }
 }
 
 impl Shared {
@@ -164,17 +202,40 @@ impl Producer {
 
     /// A producer over an existing cluster handle. Needs a tokio runtime.
     pub fn new(cluster: Cluster) -> Result<Self> {
+        if cluster.config().transactional_id.is_some() {
+            return Err(Error::Config(
+                "transactional.id is set, so that records belong to transactions: use a TransactionalProducer".to_owned(),
+            ));
+        }
+        Self::start(cluster, false)
+    }
+
+    fn start(cluster: Cluster, transactional: bool) -> Result<Self> {
         let config = cluster.config().clone();
         let (acks, idempotent) = config.acknowledgement()?;
+        let transactional_id = if transactional {
+            Some(config.transactional_id()?)
+        } else {
+            None
+        };
+        let machine = |id: &Arc<str>| {
+            Machine::new(id.clone(), config.retry_backoff, config.retry_backoff_max)
+        };
         let settings = Settings {
             batch_bytes: config.batch_bytes,
             message_max_bytes: config.message_max_bytes,
             compression: config.compression,
             compression_level: config.compression_level,
             linger: config.linger,
-            delivery_timeout: config.delivery_timeout,
+            // What is written after the coordinator gave up would be for nothing.
+            delivery_timeout: if transactional {
+                config.delivery_timeout.min(config.transaction_timeout)
+            } else {
+                config.delivery_timeout
+            },
             buffer_bytes: config.buffer_bytes,
             idempotent,
+            transactional,
             retry_backoff: config.retry_backoff,
             retry_backoff_max: config.retry_backoff_max,
             retries: config.retries,
@@ -185,11 +246,12 @@ impl Producer {
                 accumulator: Accumulator::new(settings),
                 closing: false,
                 fatal: None,
+                transaction: transactional_id.as_ref().map(machine),
             }),
             wake: Notify::new(),
             settled: Notify::new(),
         });
-        let sender = tokio::spawn(sender::run(shared.clone(), acks));
+        let sender = tokio::spawn(sender::run(shared.clone(), acks, transactional_id));
         Ok(Self {
             handle: Arc::new(Handle {
                 shared,
@@ -299,7 +361,11 @@ impl Producer {
     /// Delivers what is queued, for at most `limit`, and stops. What is not delivered
     /// by then fails with [`Error::Closed`].
     pub async fn close(self, limit: Duration) {
-        let _ = tokio::time::timeout(limit, self.flush()).await;
+        let delivered = self.until_settled(|state| {
+            let machine = state.transaction.as_ref();
+            state.accumulator.is_idle() && machine.is_none_or(|machine| !machine.is_ending())
+        });
+        let _ = tokio::time::timeout(limit, delivered).await;
         let shared = &self.handle.shared;
         shared.lock().closing = true;
         shared.wake.notify_one();
@@ -321,6 +387,12 @@ impl Producer {
             return;
         }
         let _hurry = Hurry::new(shared);
+        self.until(enough).await;
+    }
+
+    /// As [`Producer::until_settled`], and batches linger as they do.
+    async fn until(&self, enough: impl Fn(&State) -> bool) {
+        let shared = &self.handle.shared;
         loop {
             let settled = shared.settled.notified();
             tokio::pin!(settled);

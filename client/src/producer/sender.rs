@@ -18,10 +18,11 @@ use yuxi_protocol::messages::{
     InitProducerIdRequest, InitProducerIdResponse, ProduceRequest, ProduceResponse,
 };
 
-use super::Shared;
 use super::accumulator::Route;
 use super::batch::{Batch, Identity};
 use super::delivery::Written;
+use super::transaction::{Answer, Coordinators, Machine, Next, Protocol, Request};
+use super::{Shared, State};
 use crate::backoff::Backoff;
 use crate::cluster::{Cluster, wire_ms};
 use crate::config::{Acks, ClientConfig};
@@ -31,8 +32,11 @@ use crate::metadata::{Broker, ClusterMetadata};
 
 /// A request carries no more than this unless a single batch does.
 const MAX_REQUEST_BYTES: usize = 8 << 20;
-/// Produce and InitProducerId versions beyond these belong to transactions.
+/// Newer versions of Produce name topics by id.
 const NEWEST_PRODUCE_BY_NAME: i16 = 12;
+/// Newer versions of Produce add the partition to the transaction (KIP-890).
+const NEWEST_PRODUCE_ANNOUNCED: i16 = 11;
+/// Newer versions of InitProducerId are for transactions that outlive their producer.
 const NEWEST_INIT_PRODUCER_ID: i16 = 5;
 
 enum Event {
@@ -40,6 +44,7 @@ enum Event {
     Answered(BrokerId, Vec<Batch>, Result<ProduceResponse>),
     Metadata(Result<()>),
     Identity(Result<Identity>),
+    Coordinated(Box<Coordinators>, Box<Request>, Result<Answer>),
 }
 
 /// What is known of one broker as a place to send to.
@@ -65,13 +70,22 @@ struct Sender {
     identifying: bool,
     identity_failed: bool,
     identity_backoff: Backoff,
+    transactional_id: Option<Arc<str>>,
+    /// Lent to the request to a coordinator that is on its way.
+    coordinators: Option<Box<Coordinators>>,
+    /// Until when a transaction may still be ended after the producer was closed.
+    grace: Option<Instant>,
 }
 
 /// Runs until the producer is closed.
-pub(super) async fn run(shared: Arc<Shared>, acks: Acks) {
+pub(super) async fn run(shared: Arc<Shared>, acks: Acks, transactional_id: Option<Arc<str>>) {
     let config = shared.cluster.config().clone();
     let backoff = Backoff::new(config.retry_backoff, config.retry_backoff_max);
+    let coordinators = |id: &Arc<str>| Coordinators::new(shared.cluster.clone(), id.clone());
     Sender {
+        coordinators: transactional_id.as_ref().map(coordinators).map(Box::new),
+        transactional_id,
+        grace: None,
         shared,
         config,
         acks,
@@ -93,10 +107,11 @@ pub(super) async fn run(shared: Arc<Shared>, acks: Acks) {
 impl Sender {
     async fn run(mut self) {
         loop {
-            if self.is_closing() {
+            if self.is_over() {
                 break;
             }
             let wake_at = self.send_what_is_ready().await;
+            let wake_at = [wake_at, self.grace].into_iter().flatten().min();
             let shared = self.shared.clone();
             let timer = async {
                 match wake_at {
@@ -115,8 +130,16 @@ impl Sender {
         self.shared.settled.notify_waiters();
     }
 
-    fn is_closing(&self) -> bool {
-        self.shared.lock().closing
+    /// Whether the producer is closed, and its transaction has had time to be ended.
+    fn is_over(&mut self) -> bool {
+        let state = self.shared.lock();
+        if !state.closing {
+            return false;
+        }
+        let machine = state.transaction.as_ref();
+        let is_ending = machine.is_some_and(Machine::is_ending);
+        let now = Instant::now();
+        !is_ending || now >= *self.grace.get_or_insert(now + CLOSING_GRACE)
     }
 
     /// Waits for the answers that are outstanding, so that their records get an
@@ -146,12 +169,16 @@ impl Sender {
             let mut requests: BTreeMap<BrokerId, Vec<Batch>> = BTreeMap::new();
             let mut bytes: HashMap<BrokerId, usize> = HashMap::new();
             let mut unconnected = Vec::new();
-            let mut wake_at: Option<Instant> = None;
             let drained = {
                 let targets = &self.targets;
                 let limit = self.config.max_in_flight;
                 let mut state = self.shared.lock();
-                state.accumulator.drain(
+                let State {
+                    accumulator,
+                    transaction,
+                    ..
+                } = &mut *state;
+                accumulator.drain(
                     now,
                     |topic, partition, size| {
                         let Some(leader) = metadata.leader(topic, partition) else {
@@ -170,13 +197,20 @@ impl Sender {
                         if full || target.is_some_and(|t| t.in_flight >= limit) {
                             return Route::Busy;
                         }
+                        // Last, because it takes the partition into the transaction.
+                        if let Some(machine) = transaction
+                            && !machine.admits(topic, partition)
+                        {
+                            return Route::Busy;
+                        }
                         *sum += size;
                         Route::To(leader)
                     },
                     |leader, batch| requests.entry(leader).or_default().push(batch),
                 )
             };
-            // Expired batches got their outcome.
+            let mut wake_at = self.coordinate(now);
+            // Expired batches got their outcome, and a transaction may have ended.
             self.shared.settled.notify_waiters();
             if !drained.leaderless.is_empty()
                 || self.refreshed.elapsed() > self.config.metadata_max_age
@@ -184,7 +218,7 @@ impl Sender {
                 self.refresh_wanted = true;
             }
             self.refresh_if_wanted();
-            if drained.needs_identity {
+            if drained.needs_identity && self.transactional_id.is_none() {
                 self.identify();
             }
             for leader in unconnected {
@@ -197,6 +231,24 @@ impl Sender {
             for (leader, batches) in requests {
                 self.send(leader, batches, &metadata, now).await;
             }
+        }
+    }
+
+    /// Asks a coordinator what the transaction needs next; when to look again.
+    fn coordinate(&mut self, now: Instant) -> Option<Instant> {
+        let next = self.shared.lock().coordinate(now);
+        match next {
+            Next::Ask(request) => {
+                // They are here: only one request is on its way at a time.
+                let mut coordinators = self.coordinators.take()?;
+                self.events.push(Box::pin(async move {
+                    let answer = coordinators.ask(&request).await;
+                    Event::Coordinated(coordinators, Box::new(request), answer)
+                }));
+                None
+            }
+            Next::WaitUntil(at) => Some(at),
+            Next::Nothing => None,
         }
     }
 
@@ -224,16 +276,23 @@ impl Sender {
         // Ends with the request's own limit or the oldest batch's, whichever is first.
         let timeout = self.config.request_timeout.min(left.max(SHORTEST_TIMEOUT));
         let ids = topic_ids(&batches, metadata);
-        let version = connection.version::<ProduceRequest>(if ids.is_some() {
-            i16::MAX
-        } else {
-            NEWEST_PRODUCE_BY_NAME
+        let transaction = self
+            .shared
+            .lock()
+            .transaction
+            .as_ref()
+            .map(Machine::protocol);
+        let version = connection.version::<ProduceRequest>(match (transaction, &ids) {
+            (Some(Protocol::Announced), _) => NEWEST_PRODUCE_ANNOUNCED,
+            (Some(Protocol::Implied) | None, Some(_)) => i16::MAX,
+            (Some(Protocol::Implied) | None, None) => NEWEST_PRODUCE_BY_NAME,
         });
         let version = match version {
             Ok(version) => version,
             Err(error) => return self.not_sent(batches, &error),
         };
         let mut request = ProduceRequest::default();
+        request.transactional_id = self.transactional_id.as_deref().map(Into::into);
         request.acks = self.acks.code();
         request.timeout_ms = wire_ms(timeout);
         // Batches of one topic lie together, because requests name a topic once.
@@ -308,6 +367,18 @@ impl Sender {
                         self.refresh_wanted = true;
                     }
                 }
+            }
+            Event::Coordinated(coordinators, request, answer) => {
+                let mut state = self.shared.lock();
+                let offered = coordinators.transaction_version;
+                let machine = state.machine();
+                machine.answered(&request, answer, offered, Instant::now());
+                if let Some(identity) = machine.identity() {
+                    state.accumulator.set_identity(identity);
+                }
+                drop(state);
+                self.coordinators = Some(coordinators);
+                self.shared.settled.notify_waiters();
             }
             Event::Identity(Ok(identity)) => {
                 self.identifying = false;

@@ -8,6 +8,7 @@
 
 pub(crate) mod clients;
 mod group;
+pub(crate) mod transactions;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,7 +19,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use yuxi_client::protocol::error_code::ErrorCode;
 use yuxi_client::protocol::frame::{RequestHead, encode_response, request_limits};
-use yuxi_client::protocol::messages::api_versions_response::ApiVersion as OfferedApi;
+use yuxi_client::protocol::messages::api_versions_response::{
+    ApiVersion as OfferedApi, FinalizedFeatureKey,
+};
 use yuxi_client::protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
 use yuxi_client::protocol::messages::list_offsets_response::{
     ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
@@ -33,8 +36,8 @@ use yuxi_client::protocol::messages::produce_response::{
     PartitionProduceResponse, TopicProduceResponse,
 };
 use yuxi_client::protocol::messages::{
-    ApiVersionsResponse, FetchRequest, FetchResponse, InitProducerIdResponse, KafkaResponse,
-    ListOffsetsRequest, ListOffsetsResponse, MetadataResponse, OffsetForLeaderEpochRequest,
+    ApiVersionsResponse, FetchRequest, FetchResponse, KafkaResponse, ListOffsetsRequest,
+    ListOffsetsResponse, MetadataResponse, OffsetForLeaderEpochRequest,
     OffsetForLeaderEpochResponse, ProduceRequest, ProduceResponse,
 };
 use yuxi_client::protocol::record::batch::advance_sequence;
@@ -68,6 +71,8 @@ pub(crate) struct Log {
     pub(crate) leader_epoch: i32,
     pub(crate) values: Vec<Vec<u8>>,
     bytes: Vec<(i64, Bytes)>,
+    /// Where the last append began, if it wrote anything.
+    last_appended: Option<usize>,
     producers: HashMap<i64, ProducerState>,
 }
 
@@ -96,6 +101,7 @@ pub(crate) struct State {
     pub(crate) unlisted: HashSet<usize>,
     pub(crate) list_offsets_faults: VecDeque<Fault>,
     pub(crate) group: group::Group,
+    pub(crate) transactions: transactions::Transactions,
     ports: Vec<u16>,
     tasks: Vec<AbortHandle>,
     next_producer_id: i64,
@@ -223,12 +229,7 @@ fn answer(head: &RequestHead, body: Bytes, node: usize, cluster: &FakeCluster) -
         }
         8..=14 => group::answer(head, body, node, &mut state),
         18 => api_versions(head, &mut state),
-        22 => {
-            state.next_producer_id += 1;
-            let mut answer = InitProducerIdResponse::default();
-            answer.producer_id = 1000 + state.next_producer_id;
-            frame(head, &answer)
-        }
+        22 | 24..=28 => transactions::answer(head, body, &mut state),
         23 => frame(head, &epoch_ends(head, body, &state)),
         other => panic!("the fake broker does not know API {other}"),
     }
@@ -243,8 +244,9 @@ fn frame<R: KafkaResponse>(head: &RequestHead, answer: &R) -> Answer {
 fn api_versions(head: &RequestHead, state: &mut State) -> Answer {
     state.api_versions_seen.push(head.api_version);
     let mut answer = ApiVersionsResponse::default();
-    let apis = [(0, 10), (1, 12), (2, 5), (3, 9), (18, 3), (22, 4), (23, 4)];
-    for (api_key, max_version) in apis.into_iter().chain(group::APIS) {
+    let apis = [(0, 12), (1, 12), (2, 5), (3, 9), (18, 3), (22, 4), (23, 4)];
+    let apis = apis.into_iter().chain(group::APIS);
+    for (api_key, max_version) in apis.chain(transactions::APIS) {
         let mut offered = OfferedApi::default();
         offered.api_key = api_key;
         offered.max_version = if api_key == 18 && state.old_api_versions {
@@ -253,6 +255,16 @@ fn api_versions(head: &RequestHead, state: &mut State) -> Answer {
             max_version
         };
         answer.api_keys.push(offered);
+    }
+    if let Some(level) = state.transactions.version
+        && head.api_version >= 3
+    {
+        let mut feature = FinalizedFeatureKey::default();
+        feature.name = "transaction.version".into();
+        feature.max_version_level = level;
+        feature.min_version_level = level;
+        answer.finalized_features = vec![feature];
+        answer.finalized_features_epoch = 1;
     }
     if state.old_api_versions && head.api_version > 0 {
         answer.error_code = ErrorCode::UnsupportedVersion.code();
@@ -312,8 +324,12 @@ fn produce(head: &RequestHead, body: Bytes, node: usize, state: &mut State) -> A
         let mut topic_answer = TopicProduceResponse::default();
         topic_answer.name = topic.name;
         for partition in topic.partition_data {
-            let log = &mut state.partitions[partition.index as usize];
             let records = partition.records.expect("our client sends records");
+            let admitted = match &request.transactional_id {
+                Some(id) => state.admit(head.api_version, id, partition.index, &records),
+                None => Ok(()),
+            };
+            let log = &mut state.partitions[partition.index as usize];
             let mut part = PartitionProduceResponse::default();
             part.index = partition.index;
             let appended = match &fault {
@@ -322,8 +338,12 @@ fn produce(head: &RequestHead, body: Bytes, node: usize, state: &mut State) -> A
                 _ if max_batch_bytes.is_some_and(|most| records.len() > most) => {
                     Err(ErrorCode::MessageTooLarge)
                 }
-                _ => log.append(&records),
+                _ => admitted.and_then(|()| log.append(&records)),
             };
+            if let (Some(id), Ok(_)) = (&request.transactional_id, &appended) {
+                let written = log.take_last_appended();
+                state.transactions.wrote(id, partition.index, written);
+            }
             match appended {
                 Ok(offset) => part.base_offset = offset,
                 Err(code) => part.error_code = code.code(),
@@ -346,7 +366,34 @@ fn produce(head: &RequestHead, body: Bytes, node: usize, state: &mut State) -> A
     frame(head, &answer)
 }
 
+impl State {
+    /// Whether the batch belongs to a transaction that is open in the partition.
+    fn admit(
+        &mut self,
+        version: i16,
+        id: &str,
+        partition: i32,
+        records: &Bytes,
+    ) -> Result<(), ErrorCode> {
+        let header = BatchHeader::parse(records).map_err(|_| ErrorCode::CorruptMessage)?;
+        assert!(
+            header.is_transactional(),
+            "a record outside of the transaction"
+        );
+        let producer = (header.producer_id.value(), header.producer_epoch.value());
+        self.transactions.admit(version, id, producer, partition)
+    }
+}
+
 impl Log {
+    /// The values that the last append wrote; none if it was a repetition.
+    fn take_last_appended(&mut self) -> Vec<String> {
+        let written = std::mem::take(&mut self.last_appended);
+        let values = written.map_or(&[][..], |from| &self.values[from..]);
+        let text = |value: &Vec<u8>| String::from_utf8_lossy(value).into_owned();
+        values.iter().map(text).collect()
+    }
+
     /// Appends a batch as a leader does, with the checks of an idempotent producer.
     pub(crate) fn append(&mut self, records: &Bytes) -> Result<i64, ErrorCode> {
         let view = BatchView::parse(records).map_err(|_| ErrorCode::CorruptMessage)?;
@@ -358,6 +405,7 @@ impl Log {
         );
         let header = *view.header();
         let offset = self.values.len() as i64;
+        self.last_appended = None;
         if header.has_producer_id()
             && let Some(written) = self.check_sequence(&header, offset)?
         {
@@ -367,6 +415,7 @@ impl Log {
             let record = record.map_err(|_| ErrorCode::InvalidRecord)?;
             self.values.push(record.value.unwrap_or_default().to_vec());
         }
+        self.last_appended = Some(offset as usize);
         let mut stored = BytesMut::from(view.bytes());
         stored[..8].copy_from_slice(&offset.to_be_bytes());
         stored[12..16].copy_from_slice(&self.leader_epoch.to_be_bytes());
