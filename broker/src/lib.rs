@@ -48,7 +48,7 @@ use yuxi_controller::{
     settings::{HostPort, Listener, ServerSettings},
     store::{EmbeddedStore, EtcdOptions, EtcdStore, MetadataStore, StoreError},
 };
-use yuxi_log::{CleanShutdown, LogDir, LogDirError, MetaProperties};
+use yuxi_log::{CleanShutdown, LastEpoch, LogDir, LogDirError, MetaProperties};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, TopicId};
 
 /// A session of the embedded store lives and dies with this process, so it is only made
@@ -246,6 +246,7 @@ impl Broker {
                     error,
                 }
             })?;
+        let previous_epoch = replicas.last_epoch();
         let mut damaged = Ok(false);
         if kind == StoreKind::Shared {
             // Before the cluster counts on what is here.
@@ -257,7 +258,7 @@ impl Broker {
             .await
             .map_err(|error| StartError::Logs(error.to_string()))?;
         }
-        controller
+        let epoch = controller
             .register_broker(Registration {
                 incarnation: uuid::Uuid::new_v4().to_string(),
                 damaged: damaged?,
@@ -266,10 +267,17 @@ impl Broker {
                 rack: settings.broker_rack.clone(),
                 boot_id: boot_id(),
                 directories: vec![directory_id.to_string()],
+                previous_epoch,
                 clean_shutdown_epoch: shutdown.flatten().map(BrokerEpoch::new),
             })
             .await?;
         let image = controller.image();
+        replicas
+            .note_epoch(epoch)
+            .map_err(|error| StartError::File {
+                path: settings.data_dir().join(LastEpoch::FILE_NAME),
+                error,
+            })?;
         replicas.remove_left_over()?;
         mark.remove().map_err(|error| StartError::File {
             path: settings.data_dir().join(CleanShutdown::FILE_NAME),

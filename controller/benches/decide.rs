@@ -90,6 +90,7 @@ fn snapshot(partitions: usize, brokers: usize) -> Snapshot {
             rack: None,
             boot_id: "boot".to_owned(),
             directories: vec!["disk".to_owned()],
+            previous_epoch: None,
             clean_shutdown_epoch: None,
             candidate: true,
             damaged: false,
@@ -97,6 +98,7 @@ fn snapshot(partitions: usize, brokers: usize) -> Snapshot {
         let epoch = put(&Key::Broker(id), print_value(&registration));
         let admission = AdmissionValue {
             broker_epoch: BrokerEpoch::new(epoch),
+            incarnation: format!("{number:016x}"),
             boot_id: "boot".to_owned(),
             directories: vec!["disk".to_owned()],
             shutting_down: false,

@@ -231,6 +231,10 @@ pub struct BrokerValue {
     /// The ids of its data directories; a wiped disk comes back under another (I7).
     #[serde(default)]
     pub directories: Vec<String>,
+    /// The broker epoch in which its data directory was used last. One that is not the last
+    /// there was tells of a disk that was put back from a copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_epoch: Option<BrokerEpoch>,
     /// The broker epoch that the last incarnation left in its clean-shutdown file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clean_shutdown_epoch: Option<BrokerEpoch>,
@@ -261,6 +265,9 @@ pub struct Endpoint {
 pub struct AdmissionValue {
     /// The registration that was let in.
     pub broker_epoch: BrokerEpoch,
+    /// Which life of the broker that is.
+    #[serde(default)]
+    pub incarnation: String,
     /// Its boot id.
     #[serde(default)]
     pub boot_id: String,

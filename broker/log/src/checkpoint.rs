@@ -173,6 +173,54 @@ fn broker_epoch(text: &str) -> Option<i64> {
     rest[..end].parse().ok()
 }
 
+/// The file that says in which broker epoch a log directory was used last. A directory
+/// that was put back from a copy says an earlier one, and is then known to be older than
+/// what this broker has acknowledged (I8).
+///
+/// It is only ours: a line of the epoch and the CRC-32 of its digits.
+#[derive(Clone, Debug)]
+pub struct LastEpoch {
+    path: PathBuf,
+}
+
+impl LastEpoch {
+    /// The file's name.
+    pub const FILE_NAME: &'static str = "broker-epoch";
+
+    /// The file in `log_dir`, which need not exist.
+    pub fn new(log_dir: &Path) -> Self {
+        Self {
+            path: log_dir.join(Self::FILE_NAME),
+        }
+    }
+
+    /// Writes the file, durably. Before anything is written to a log in this epoch.
+    pub fn write(&self, broker_epoch: i64) -> io::Result<()> {
+        let epoch = broker_epoch.to_string();
+        let line = format!("{epoch} {:08x}\n", crc32fast::hash(epoch.as_bytes()));
+        file_io::replace(&self.path, line.as_bytes(), true)
+    }
+
+    /// What the file says, `None` without it. A damaged one is an error of kind
+    /// [`io::ErrorKind::InvalidData`].
+    pub fn read(&self) -> io::Result<Option<i64>> {
+        let text = match fs::read_to_string(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let parsed = text.trim_end().split_once(' ').and_then(|(epoch, crc)| {
+            let crc = u32::from_str_radix(crc, 16).ok()?;
+            (crc == crc32fast::hash(epoch.as_bytes()))
+                .then(|| epoch.parse().ok())
+                .flatten()
+        });
+        parsed
+            .map(Some)
+            .ok_or_else(|| malformed(&self.path, text.trim_end()))
+    }
+}
+
 const PARTITION_METADATA: &str = "partition.metadata";
 
 /// The topic id that `partition.metadata` in a partition's directory names. `None`
@@ -264,6 +312,23 @@ mod tests {
         file.remove().unwrap();
         file.remove().unwrap();
         assert_eq!(file.read().unwrap(), None);
+    }
+
+    #[test]
+    fn the_last_broker_epoch_is_kept_with_a_checksum() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = LastEpoch::new(dir.path());
+        assert_eq!(file.read().unwrap(), None);
+        file.write(7).unwrap();
+        file.write(42).unwrap();
+        assert_eq!(file.read().unwrap(), Some(42));
+        let path = dir.path().join(LastEpoch::FILE_NAME);
+        let line = fs::read_to_string(&path).unwrap();
+        for damaged in [line.replacen("42", "43", 1), String::new(), "42".to_owned()] {
+            fs::write(&path, &damaged).unwrap();
+            let error = file.read().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{damaged:?}");
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ mod truncation;
 mod tests;
 
 pub use checkpoint::{
-    CleanShutdown, OffsetCheckpoint, read_partition_metadata, write_partition_metadata,
+    CleanShutdown, LastEpoch, OffsetCheckpoint, read_partition_metadata, write_partition_metadata,
 };
 pub use config::{CleanupPolicy, LogConfig};
 pub use directory::{LogDir, LogDirError, MetaProperties, StoredPartition};

@@ -163,3 +163,53 @@ async fn a_killed_leader_under_load_loses_nothing_that_was_acknowledged() {
     let expected: Vec<String> = (0..acknowledged).map(|value| value.to_string()).collect();
     assert_eq!(values, expected, "each once and in order");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_was_put_back_from_a_copy_does_not_lead() {
+    let mut cluster = Cluster::start(2, &[]).await;
+    let configs = [("min.insync.replicas", "1")];
+    cluster.create_topic("t", &[1, 2], &configs).await;
+    let producer = cluster.producer().await;
+    produce(&producer, "t", "early")
+        .await
+        .expect("acknowledged");
+    cluster.shut_down(2).await;
+    let (directory, copy) = (cluster.data_dir(2), cluster.data_dir(3));
+    copy_directory(&directory, &copy);
+    cluster.start_broker(2).await;
+    cluster
+        .until("t", 0, "a full ISR", |state| state.isr.len() == 2)
+        .await;
+    cluster.shut_down(1).await;
+    cluster
+        .until("t", 0, "the other leads", |state| {
+            state.leader == BrokerId::new(2)
+        })
+        .await;
+    // The first producer knows neither broker's new port.
+    let producer = cluster.producer().await;
+    produce(&producer, "t", "late").await.expect("acknowledged");
+    cluster.kill(2).await;
+    std::fs::remove_dir_all(&directory).expect("removed");
+    std::fs::rename(&copy, &directory).expect("renamed");
+    // It runs on the same boot and says that it was stopped cleanly, but that was before
+    // the last record.
+    for id in [2, 1] {
+        cluster.start_broker(id).await;
+        let state = cluster.state("t", 0).await.expect("the partition");
+        assert_eq!(state.leader, BrokerId::NONE, "with broker {id} back");
+    }
+}
+
+fn copy_directory(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy_directory(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}

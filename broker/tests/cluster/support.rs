@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tempfile::TempDir;
-use yuxi_broker::Broker;
+use yuxi_broker::{Broker, StartError};
 use yuxi_client::{
     Admin, ClientConfig, Cluster as Connected, Consumer, OffsetSpec, Producer, Record,
     RecordMetadata, Start,
@@ -15,6 +15,7 @@ use yuxi_controller::{
     settings::ServerSettings,
     store::{EmbeddedStore, MetadataStore},
 };
+use yuxi_log::LogDirError;
 
 /// Nothing that a test waits for takes longer on the slowest machine.
 pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
@@ -77,12 +78,16 @@ impl Cluster {
         );
         let settings =
             ServerSettings::from_properties(&text, &self.overrides).expect("valid settings");
-        let broker = soon(
-            "a start",
-            Broker::start_with_store(settings, self.store.clone()),
-        )
-        .await
-        .unwrap_or_else(|error| panic!("broker {id}: {error}"));
+        let broker = wait_for("a start", async || {
+            let started = Broker::start_with_store(settings.clone(), self.store.clone());
+            match soon("a start", started).await {
+                Ok(broker) => Some(broker),
+                // A thread of a killed broker may still be at its last work.
+                Err(StartError::Directory(LogDirError::Locked { .. })) => None,
+                Err(error) => panic!("broker {id}: {error}"),
+            }
+        })
+        .await;
         self.brokers.insert(id, broker);
     }
 

@@ -230,23 +230,29 @@ struct Arrival<'a> {
     loss: Loss,
 }
 
-/// What a new incarnation may lack of what the last one had (I8). It has all if it
-/// stopped cleanly, or the page cache survived it, on the same disks.
+/// What a new incarnation may lack of what the last one had (I8). It has all if it is the
+/// same life, whose session had ended, or if that one stopped cleanly or the page cache
+/// survived it, on the same disks as that one left them.
 fn loss(image: &ClusterImage, broker: &BrokerImage) -> Loss {
     let registration = &broker.registration;
     let Some(last) = image.admission(broker.id).map(|admission| &admission.value) else {
         // It was never here, or was unregistered: what its disks hold nobody knows.
         return Loss::Data;
     };
+    if !last.incarnation.is_empty() && registration.incarnation == last.incarnation {
+        return Loss::Nothing;
+    }
     let same_disks = last
         .directories
         .iter()
         .all(|directory| registration.directories.contains(directory));
     let clean = registration.clean_shutdown_epoch == Some(last.broker_epoch);
     let same_boot = !last.boot_id.is_empty() && registration.boot_id == last.boot_id;
-    if registration.damaged || !same_disks {
+    let previous = registration.previous_epoch;
+    let put_back = previous.is_some_and(|epoch| epoch != last.broker_epoch);
+    if registration.damaged || !same_disks || put_back {
         Loss::Data
-    } else if clean || same_boot {
+    } else if clean || (same_boot && previous.is_some()) {
         Loss::Nothing
     } else {
         Loss::Tail
@@ -265,6 +271,7 @@ fn admit(image: &ClusterImage, broker: &BrokerImage) -> ChangeSet {
         &key,
         print_value(&AdmissionValue {
             broker_epoch: broker.epoch,
+            incarnation: broker.registration.incarnation.clone(),
             boot_id: broker.registration.boot_id.clone(),
             directories: broker.registration.directories.clone(),
             shutting_down: false,

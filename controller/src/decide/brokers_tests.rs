@@ -147,7 +147,26 @@ fn what_a_returning_broker_may_keep_depends_on_how_it_stopped() {
         ..registration()
     };
     let stale = BrokerEpoch::new(0);
-    let cases: [(&str, Returning<'_>, bool); 7] = [
+    // The directory is as an earlier life left it, with or without a mark of its clean stop.
+    let put_back = BrokerValue {
+        previous_epoch: Some(stale),
+        ..registration()
+    };
+    let put_back_clean = BrokerValue {
+        clean_shutdown_epoch: Some(stale),
+        ..put_back.clone()
+    };
+    // The same process, whose session had ended.
+    let same_life = |_| BrokerValue {
+        incarnation: "life 2".to_owned(),
+        boot_id: String::new(),
+        ..registration()
+    };
+    let unknown_epoch = BrokerValue {
+        incarnation: "another".to_owned(),
+        ..registration()
+    };
+    let cases: [(&str, Returning<'_>, bool); 11] = [
         ("killed, same boot", &|_| registration(), true),
         ("stopped cleanly, rebooted", &clean, true),
         ("power failure", &|_| of_another_boot(), false),
@@ -155,17 +174,33 @@ fn what_a_returning_broker_may_keep_depends_on_how_it_stopped() {
         ("a wiped disk", &|_| wiped.clone(), false),
         ("a damaged log", &|_| damaged.clone(), false),
         ("no boot id", &|_| unknown_boot.clone(), false),
+        ("an old copy", &|_| put_back.clone(), false),
+        ("an old clean copy", &|_| put_back_clean.clone(), false),
+        ("the epoch is not known", &|_| unknown_epoch.clone(), false),
+        ("the same life", &same_life, true),
     ];
-    for (case, registration, keeps) in cases {
+    for (case, returning, keeps) in cases {
         let mut cluster = cluster(2, &[&[1, 2]], "2");
+        let first = cluster.epoch(2);
+        cluster.unregister(2);
+        cluster.register(
+            2,
+            &BrokerValue {
+                incarnation: "life 2".to_owned(),
+                previous_epoch: Some(first),
+                ..registration()
+            },
+        );
+        cluster.reconcile();
+        check(&cluster, 0, 1, &[1, 2], &[]);
         let last = cluster.epoch(2);
         cluster.unregister(2);
         cluster.reconcile();
         check(&cluster, 0, 1, &[1], &[2]);
-        cluster.register(2, &registration(last));
+        cluster.register(2, &returning(last));
         cluster.reconcile();
         let elr: &[i32] = if keeps { &[2] } else { &[] };
-        check(&cluster, 0, 1, &[1], elr);
+        assert_eq!(cluster.state("t", 0).elr, ids(elr), "{case}");
         assert!(cluster.image.is_active(id(2)), "{case}");
     }
 }

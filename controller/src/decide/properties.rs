@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use yuxi_protocol::ids::{BrokerId, PartitionId};
+use yuxi_protocol::ids::{BrokerEpoch, BrokerId, PartitionId};
 
 use super::{
     brokers,
@@ -46,6 +46,8 @@ enum Return {
     PowerFailure,
     Wiped,
     Damaged,
+    /// On a copy of its disk from an earlier life.
+    PutBack,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +64,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => Just(Return::PowerFailure),
         1 => Just(Return::Wiped),
         1 => Just(Return::Damaged),
+        1 => Just(Return::PutBack),
     ];
     prop_oneof![
         4 => any::<u8>().prop_map(Event::Gone),
@@ -196,13 +199,17 @@ impl Model {
                 damaged: true,
                 ..same
             },
+            Return::PutBack => BrokerValue {
+                previous_epoch: Some(BrokerEpoch::new(0)),
+                ..same
+            },
         };
         match how {
             Return::Killed | Return::Clean => {}
             Return::PowerFailure => {
                 self.complete.remove(&id(broker));
             }
-            Return::Wiped | Return::Damaged => {
+            Return::Wiped | Return::Damaged | Return::PutBack => {
                 self.complete.remove(&id(broker));
                 self.empty.insert(id(broker));
             }

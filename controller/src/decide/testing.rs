@@ -56,8 +56,18 @@ impl Cluster {
         cluster
     }
 
+    /// A registration that says nothing else is of a new life, on the disks as the last one
+    /// left them.
     pub(crate) fn register(&mut self, broker: i32, registration: &BrokerValue) -> BrokerEpoch {
-        self.put(&Key::Broker(id(broker)), print_value(registration));
+        let mut value = registration.clone();
+        if value.incarnation.is_empty() {
+            value.incarnation = format!("life {}", self.image.revision());
+            let last = self.image.admission(id(broker));
+            value.previous_epoch = value
+                .previous_epoch
+                .or_else(|| Some(last?.value.broker_epoch));
+        }
+        self.put(&Key::Broker(id(broker)), print_value(&value));
         BrokerEpoch::new(self.image.revision().value())
     }
 
@@ -211,11 +221,12 @@ impl Cluster {
 
 pub(crate) fn registration() -> BrokerValue {
     BrokerValue {
-        incarnation: "first".to_owned(),
+        incarnation: String::new(),
         endpoints: Vec::new(),
         rack: None,
         boot_id: "boot".to_owned(),
         directories: vec!["disk".to_owned()],
+        previous_epoch: None,
         clean_shutdown_epoch: None,
         candidate: true,
         damaged: false,
