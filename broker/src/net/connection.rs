@@ -5,7 +5,7 @@
 //! soon as it is read, without waiting for the answers before it, unless its API
 //! says that it must see the effects of those before it ([`Order::InTurn`]).
 
-use super::answer::Outbox;
+use super::{answer::Outbox, limits::Spent};
 use crate::{
     api::{self, Order, Request, Started, Timing},
     node::Node,
@@ -173,7 +173,7 @@ impl Connection {
         let deadline = self.last_active + patience;
         let readable = tokio::select! {
             biased;
-            () = FirstAnswer(&mut self.waiting) => false,
+            () = ReadyAnswers(&mut self.waiting) => false,
             readable = self.stream.readable(), if may_read => {
                 readable?;
                 true
@@ -229,10 +229,15 @@ impl Connection {
                 return Ok(());
             }
             if self.permit.is_none() {
-                // The answers that are ready go out first: whoever waits for them may be
-                // the one that holds the budget.
-                self.send_answers().await?;
-                self.permit = self.node.byte_budget.take(size).await;
+                self.permit = match self.node.byte_budget.try_take(size) {
+                    Ok(permit) => permit,
+                    Err(Spent) => {
+                        // The answers that are ready go out first: whoever waits for them
+                        // may be the one that holds the budget.
+                        self.send_answers().await?;
+                        self.node.byte_budget.take(size).await
+                    }
+                };
             }
             if self.buffer.len() < 4 + size {
                 return Ok(());
@@ -323,7 +328,7 @@ impl Connection {
     async fn drain(&mut self) {
         let ended = async {
             while !self.waiting.is_empty() {
-                FirstAnswer(&mut self.waiting).await;
+                ReadyAnswers(&mut self.waiting).await;
                 if self.send_answers().await.is_err() {
                     return;
                 }
@@ -342,24 +347,24 @@ fn declared_size(buffer: &BytesMut) -> Option<i32> {
 }
 
 /// Resolves when the oldest unanswered request has its answer; never, if there is none.
-struct FirstAnswer<'a>(&'a mut VecDeque<Unanswered>);
+/// Those behind it that have theirs too are then ready as well: one move of the high
+/// watermark acknowledges many produces, whose answers go out together.
+struct ReadyAnswers<'a>(&'a mut VecDeque<Unanswered>);
 
-impl Future for FirstAnswer<'_> {
+impl Future for ReadyAnswers<'_> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let Some(first) = self.get_mut().0.front_mut() else {
-            return Poll::Pending;
-        };
-        match &mut first.progress {
-            Started::Ready(_) => Poll::Ready(()),
-            Started::Pending(future) => match future.as_mut().poll(context) {
-                Poll::Ready(answer) => {
-                    first.progress = Started::Ready(answer);
-                    Poll::Ready(())
+        let mut any = Poll::Pending;
+        for request in self.get_mut().0.iter_mut() {
+            if let Started::Pending(future) = &mut request.progress {
+                match future.as_mut().poll(context) {
+                    Poll::Ready(answer) => request.progress = Started::Ready(answer),
+                    Poll::Pending => break,
                 }
-                Poll::Pending => Poll::Pending,
-            },
+            }
+            any = Poll::Ready(());
         }
+        any
     }
 }

@@ -35,16 +35,30 @@ impl ByteBudget {
     /// Waits until `bytes` are free. A frame larger than the whole budget takes all of
     /// it. `None` for small frames, which pass free.
     pub(crate) async fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        if bytes <= FREE_BYTES {
-            return None;
-        }
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
+        let units = self.units_of(bytes)?;
+        Arc::clone(&self.units).acquire_many_owned(units).await.ok()
+    }
+
+    /// As [`ByteBudget::take`], unless that would wait.
+    pub(crate) fn try_take(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, Spent> {
+        let Some(units) = self.units_of(bytes) else {
+            return Ok(None);
+        };
         Arc::clone(&self.units)
-            .acquire_many_owned(units.min(self.total_units))
-            .await
-            .ok()
+            .try_acquire_many_owned(units)
+            .map(Some)
+            .map_err(|_| Spent)
+    }
+
+    fn units_of(&self, bytes: usize) -> Option<u32> {
+        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
+        (bytes > FREE_BYTES).then(|| units.min(self.total_units))
     }
 }
+
+/// The byte budget has no room now.
+#[derive(Debug)]
+pub(crate) struct Spent;
 
 /// Why a connection was turned away.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -91,7 +91,11 @@ pub(crate) enum Seen {
     /// A consumer, which waits for this to move.
     HighWatermark(Offset),
     /// A follower, which waits for either end of the log to move.
-    Log { start: Offset, end: Offset },
+    Log {
+        start: Offset,
+        end: Offset,
+        high_watermark: Offset,
+    },
 }
 
 /// What a partition is at one moment, for metrics.
@@ -299,7 +303,7 @@ impl Partition {
         let mut state = self.state();
         let unchanged = match seen {
             Seen::HighWatermark(offset) => state.high_watermark == offset,
-            Seen::Log { start, end } => {
+            Seen::Log { start, end, .. } => {
                 state.log.log_start_offset() == start && state.log.log_end_offset() == end
             }
         };
@@ -308,7 +312,12 @@ impl Partition {
         }
         match seen {
             Seen::HighWatermark(_) => state.fetches.park(waiter),
-            Seen::Log { .. } => state.replica_fetches.park(waiter),
+            Seen::Log { high_watermark, .. } => {
+                if state.high_watermark != high_watermark {
+                    waiter.note_news();
+                }
+                state.replica_fetches.park(waiter);
+            }
         }
         true
     }
@@ -478,6 +487,8 @@ impl State {
         self.high_watermark = end;
         self.until_committed.reached(end);
         self.fetches.readable(bytes);
+        // Followers learn of it when they are answered.
+        self.replica_fetches.note_news();
     }
 
     fn stop_waiting(&mut self, error: ErrorCode) {

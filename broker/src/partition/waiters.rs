@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
 use tokio::sync::{Notify, oneshot};
@@ -56,6 +56,8 @@ impl AckWaiters {
 pub(crate) struct FetchWaiter {
     id: u64,
     missing_bytes: AtomicI64,
+    /// Whether anything has changed that its answer would tell.
+    has_news: AtomicBool,
     wake: Notify,
 }
 
@@ -66,13 +68,26 @@ impl FetchWaiter {
         Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             missing_bytes: AtomicI64::new(missing_bytes),
+            has_news: AtomicBool::new(false),
             wake: Notify::new(),
         })
     }
 
     /// Ends the wait whatever is there.
     pub(crate) fn wake(&self) {
+        self.note_news();
         self.wake.notify_one();
+    }
+
+    /// Something has changed that is no reason to end the wait.
+    pub(super) fn note_news(&self) {
+        self.has_news.store(true, Ordering::Release);
+    }
+
+    /// Whether anything has changed since it parked. If not, what was read before the wait
+    /// is the answer, however many partitions it is of.
+    pub(crate) fn has_news(&self) -> bool {
+        self.has_news.load(Ordering::Acquire)
     }
 
     /// Resolves once the bytes are there or a partition's role has changed.
@@ -100,6 +115,7 @@ impl FetchWaiters {
     pub(super) fn readable(&mut self, bytes: u64) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.parked.retain(|_, waiter| {
+            waiter.note_news();
             let missing = waiter.missing_bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
             if missing <= 0 {
                 waiter.wake.notify_one();
@@ -108,9 +124,15 @@ impl FetchWaiters {
         });
     }
 
+    pub(super) fn note_news(&self) {
+        for waiter in self.parked.values() {
+            waiter.note_news();
+        }
+    }
+
     pub(super) fn wake_all(&mut self) {
         for waiter in std::mem::take(&mut self.parked).into_values() {
-            waiter.wake.notify_one();
+            waiter.wake();
         }
     }
 }
@@ -138,7 +160,9 @@ mod tests {
         let mut waiters = FetchWaiters::default();
         let waiter = FetchWaiter::new(100);
         waiters.park(&waiter);
+        assert!(!waiter.has_news());
         waiters.readable(60);
+        assert!(waiter.has_news(), "though it still waits");
         assert_eq!(waiters.parked.len(), 1, "40 bytes are still missing");
         waiters.readable(60);
         assert!(waiters.parked.is_empty());

@@ -83,7 +83,7 @@ pub(super) fn start(mut request: Request) -> Started {
     if is_enough(&fetched, &limits) || opened.wanted.is_empty() {
         return Started::Ready(finish(&context, &opened, &limits, fetched));
     }
-    let parked = Parked::park(found, &fetched, &limits);
+    let parked = Parked::park(found, fetched, &limits);
     Started::Pending(Box::pin(wait(context, opened, limits, parked)))
 }
 
@@ -95,17 +95,21 @@ async fn wait(
     mut parked: Option<Parked>,
 ) -> super::Outcome {
     loop {
-        if let Some(parked) = parked.take()
+        if let Some(mut parked) = parked.take()
             && opened.wait_with(&parked.waiter)
         {
+            let woken = tokio::time::timeout_at(limits.deadline, parked.waiter.woken()).await;
+            if woken.is_err() && !parked.waiter.has_news() {
+                let fetched = std::mem::take(&mut parked.fetched);
+                return finish(&context, &opened, &limits, fetched);
+            }
             // Whether woken or out of time, what is there now is looked at.
-            let _ = tokio::time::timeout_at(limits.deadline, parked.waiter.woken()).await;
         }
         let (found, fetched) = collect(&context, &opened.wanted, &limits);
         if is_enough(&fetched, &limits) || opened.is_superseded() {
             return finish(&context, &opened, &limits, fetched);
         }
-        parked = Parked::park(found, &fetched, &limits);
+        parked = Parked::park(found, fetched, &limits);
     }
 }
 
@@ -396,6 +400,8 @@ fn finish(
 struct Parked {
     waiter: Arc<FetchWaiter>,
     partitions: Vec<Arc<Partition>>,
+    /// What was read before the wait.
+    fetched: Vec<FetchedPartition>,
 }
 
 impl Parked {
@@ -403,15 +409,16 @@ impl Parked {
     /// read.
     fn park(
         found: Vec<Option<Arc<Partition>>>,
-        fetched: &[FetchedPartition],
+        fetched: Vec<FetchedPartition>,
         limits: &Limits,
     ) -> Option<Self> {
-        let missing_bytes = limits.min_bytes.saturating_sub(readable_bytes(fetched));
+        let missing_bytes = limits.min_bytes.saturating_sub(readable_bytes(&fetched));
         let mut parked = Self {
             waiter: FetchWaiter::new(i64::try_from(missing_bytes).unwrap_or(i64::MAX)),
             partitions: Vec::with_capacity(found.len()),
+            fetched,
         };
-        for (partition, seen) in found.into_iter().zip(fetched) {
+        for (partition, seen) in found.into_iter().zip(&parked.fetched) {
             let Some(partition) = partition else {
                 continue;
             };
@@ -422,6 +429,7 @@ impl Parked {
                 Reader::Replica(..) => Seen::Log {
                     start: seen.log_start_offset,
                     end: seen.log_end_offset,
+                    high_watermark: seen.high_watermark,
                 },
             };
             let unchanged = partition.park_fetch(&parked.waiter, seen);
