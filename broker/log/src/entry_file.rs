@@ -1,4 +1,4 @@
-//! A file of fixed-size entries that grows at its end: what both indexes are.
+//! A file of fixed-size entries that grows at its end: what all indexes are.
 //!
 //! New entries wait in memory and are written many at a time, so that an append costs
 //! no second system call; a crash loses them, and recovery makes them again from the
@@ -8,7 +8,7 @@
 use std::{
     fs::File,
     io::{self, IoSlice},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::OnceLock,
 };
 
@@ -61,6 +61,21 @@ impl<const N: usize> EntryFile<N> {
         })
     }
 
+    /// No entries yet, and no file: it is created when entries are written.
+    pub(crate) fn absent(path: PathBuf) -> Self {
+        Self {
+            path,
+            stored: 0,
+            has_excess: false,
+            pending: Vec::new(),
+            map: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.stored + self.pending.len()
     }
@@ -101,7 +116,9 @@ impl<const N: usize> EntryFile<N> {
         if self.pending.is_empty() && !self.has_excess {
             return Ok(());
         }
-        let file = File::options().write(true).open(&self.path)?;
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false);
+        let file = options.open(&self.path)?;
         let bytes = self.pending.as_flattened();
         let position = (self.stored * N) as u64;
         if let Err(error) = file_io::write_at(&file, &mut [IoSlice::new(bytes)], position) {
@@ -117,6 +134,13 @@ impl<const N: usize> EntryFile<N> {
         }
         // The memory too: most segments never fill another batch of entries.
         self.pending = Vec::new();
+        self.map.take();
+        Ok(())
+    }
+
+    /// Writes what waits, and lets go of the mapping.
+    pub(crate) fn release(&mut self) -> io::Result<()> {
+        self.write_pending()?;
         self.map.take();
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::{
 
 use yuxi_protocol::ids::Offset;
 
-use crate::{error::LogError, file_io, file_names, log::Log};
+use crate::{error::LogError, file_io, log::Log};
 
 /// What awaits an fsync beside the data. Owned by the log.
 #[derive(Debug, Default)]
@@ -206,9 +206,7 @@ impl Log {
         if !finished || !has_snapshot {
             let finished = self.active_mut().finish_indexes();
             finished.map_err(|error| self.read_error(error))?;
-            let active = self.active();
-            let indexes =
-                [file_names::INDEX, file_names::TIME_INDEX].map(|suffix| active.path(suffix));
+            let indexes: Vec<_> = self.active().index_paths().collect();
             self.unsynced.files(indexes);
             if !has_snapshot {
                 let storage = LogError::storage(&*self.dir);

@@ -70,6 +70,17 @@ impl OffsetIndex {
         self.before(|entry| entry_position(*entry) <= position)
     }
 
+    /// The last offset of the first indexed batch at or after `position`.
+    pub(crate) fn offset_from(&self, position: u64) -> io::Result<Option<Offset>> {
+        let at = self
+            .entries
+            .partition_point(|entry| entry_position(*entry) < position)?;
+        if at == self.entries.len() {
+            return Ok(None);
+        }
+        Ok(Some(self.decode(self.entries.get(at)?).last_offset))
+    }
+
     /// Drops the entries of batches at or after `position`.
     pub(crate) fn truncate(&mut self, position: u64) -> io::Result<()> {
         let keep = self

@@ -18,6 +18,7 @@ mod file_io;
 mod file_names;
 mod flush;
 mod index;
+mod loading;
 mod log;
 mod mapping;
 mod producers;
@@ -28,7 +29,9 @@ mod segment;
 mod snapshot;
 mod time_index;
 mod timestamps;
+mod transactions;
 mod truncation;
+mod txn_index;
 
 #[cfg(test)]
 mod tests;
@@ -45,3 +48,4 @@ pub use log::{AppendInfo, AppendOrigin, Log, Opening, ReadInfo, SegmentInfo};
 pub use mapping::{FileSlice, SegmentFile};
 pub use producers::{ProducerBatch, ProducerEntry};
 pub use timestamps::FoundTimestamp;
+pub use txn_index::AbortedTransaction;

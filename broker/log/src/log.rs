@@ -12,7 +12,7 @@
 use std::{io::IoSlice, path::Path, sync::Arc};
 
 use yuxi_protocol::{
-    ids::{LeaderEpoch, Offset, TopicId},
+    ids::{LeaderEpoch, Offset, ProducerId, TopicId},
     record::{
         BatchError, BatchView,
         batch::{NO_TIMESTAMP, batches, stored_prefix},
@@ -198,9 +198,7 @@ impl Log {
     }
 
     /// The idempotent producers that the log knows.
-    pub fn active_producers(
-        &self,
-    ) -> impl ExactSizeIterator<Item = (yuxi_protocol::ids::ProducerId, &ProducerEntry)> {
+    pub fn active_producers(&self) -> impl ExactSizeIterator<Item = (ProducerId, &ProducerEntry)> {
         self.producers
             .entries()
             .iter()
@@ -211,11 +209,6 @@ impl Log {
     pub fn remove_expired_producers(&mut self, now_ms: i64) {
         self.producers
             .remove_expired(now_ms, self.config.producer_id_expiration_ms);
-    }
-
-    /// The first offset of the oldest transaction without a marker.
-    pub fn first_undecided_offset(&self) -> Option<Offset> {
-        self.producers.first_undecided_offset()
     }
 
     /// Lets go of files and mappings that were not used since the last call. To be
@@ -281,7 +274,7 @@ impl Log {
         }
         let base_offset = self.log_end_offset;
         let info = self.write(base_offset, &mut parts, &appended, now_ms)?;
-        self.producers.commit(pending);
+        self.commit_producers(pending);
         self.epochs_reach(leader_epoch, base_offset);
         Ok(info)
     }
@@ -357,7 +350,7 @@ impl Log {
             .collect();
         let base_offset = group[0].header().base_offset;
         let info = self.write(base_offset, &mut parts, &appended, now_ms)?;
-        self.producers.commit(pending);
+        self.commit_producers(pending);
         for batch in group {
             self.epochs_reach(
                 batch.header().partition_leader_epoch,
@@ -365,6 +358,13 @@ impl Log {
             );
         }
         Ok(info)
+    }
+
+    /// What was checked stands in the active segment.
+    fn commit_producers(&mut self, pending: PendingProducers) {
+        for transaction in self.producers.commit(pending) {
+            self.active_mut().aborted_mut().push(transaction);
+        }
     }
 
     /// Writes `parts` to the active segment, or to a new one when they don't fit.
@@ -493,7 +493,7 @@ impl Log {
         let preallocated = self.config.preallocate;
         let active = self.active_mut();
         active.seal(preallocated).map_err(storage)?;
-        let written = [file_names::INDEX, file_names::TIME_INDEX].map(|suffix| active.path(suffix));
+        let written: Vec<_> = active.index_paths().collect();
         self.unsynced.files(written);
         self.unsynced.files([self.snapshots.path(base_offset)]);
         self.unsynced.dir_changed();

@@ -1,5 +1,6 @@
 //! What the log knows of its idempotent producers (KIP-98, KIP-360): for each the last
-//! five batches, by which a repeated batch is recognised and a gap refused.
+//! five batches, by which a repeated batch is recognised and a gap refused, and its open
+//! transaction.
 //!
 //! Owned by the log. Invariants (I12): the state is what appending the log's batches up
 //! to the log's end makes of the newest snapshot; a batch that was refused
@@ -11,13 +12,15 @@ use std::collections::HashMap;
 use yuxi_protocol::{
     ids::{Offset, ProducerEpoch, ProducerId},
     record::{
-        BatchError, BatchView,
+        BatchView, EndMarker,
         batch::{BatchHeader, NO_SEQUENCE, NO_TIMESTAMP, advance_sequence},
-        iter::RecordRefs,
     },
 };
 
-use crate::{error::AppendError, log::AppendOrigin};
+use crate::{
+    error::AppendError, log::AppendOrigin, transactions::Transactions,
+    txn_index::AbortedTransaction,
+};
 
 /// As many batches as a producer may have in flight.
 const RECENT_BATCHES: usize = 5;
@@ -127,12 +130,27 @@ impl ProducerEntry {
 #[derive(Debug, Default)]
 pub(crate) struct Producers {
     entries: HashMap<ProducerId, ProducerEntry>,
+    /// Of these producers, and of those that ended one and were forgotten since.
+    transactions: Transactions,
 }
 
-/// Checked batches that are about to be written: copies of the entries they change.
+/// Checked batches that are about to be written: copies of the entries they change, and
+/// the transactions that begin and end with them, in the log's order.
 #[derive(Debug, Default)]
 pub(crate) struct PendingProducers {
     entries: Vec<(ProducerId, ProducerEntry)>,
+    changes: Vec<Change>,
+}
+
+#[derive(Debug)]
+enum Change {
+    Began(Offset),
+    Ended {
+        producer_id: ProducerId,
+        first: Offset,
+        marker: Offset,
+        commit: bool,
+    },
 }
 
 impl Producers {
@@ -141,8 +159,16 @@ impl Producers {
         now_ms: i64,
         expiration_ms: i64,
     ) -> Self {
-        let mut producers = Self { entries };
+        let mut producers = Self {
+            entries,
+            transactions: Transactions::default(),
+        };
         producers.remove_expired(now_ms, expiration_ms);
+        for entry in producers.entries.values() {
+            if let Some(first) = entry.transaction_first_offset {
+                producers.transactions.began(first);
+            }
+        }
         producers
     }
 
@@ -150,12 +176,25 @@ impl Producers {
         &self.entries
     }
 
-    /// The first offset of the oldest open transaction.
-    pub(crate) fn first_undecided_offset(&self) -> Option<Offset> {
-        self.entries
-            .values()
-            .filter_map(|entry| entry.transaction_first_offset)
-            .min()
+    pub(crate) fn transactions(&self) -> &Transactions {
+        &self.transactions
+    }
+
+    pub(crate) fn transactions_mut(&mut self) -> &mut Transactions {
+        &mut self.transactions
+    }
+
+    /// What the table of producers takes of memory.
+    #[cfg(test)]
+    pub(crate) fn memory_bytes(&self) -> usize {
+        // Seven of eight slots are used at the most, and each has a byte of its own.
+        let slots = (self.entries.capacity() * 8 / 7).next_power_of_two();
+        slots * (size_of::<(ProducerId, ProducerEntry)>() + 1)
+    }
+
+    /// Whether there is nobody and nothing to remember less of.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.transactions.is_empty()
     }
 
     pub(crate) fn remove_expired(&mut self, now_ms: i64, expiration_ms: i64) {
@@ -187,14 +226,15 @@ impl Producers {
         if !header.has_producer_id() {
             return Ok(());
         }
-        let entry = pending.entry(self, header);
         if header.is_control() {
-            return apply_marker(entry, batch, origin);
+            return self.check_marker(pending, batch, base_offset, origin);
         }
+        let entry = pending.entry(self, header);
         check_epoch(entry, header, origin)?;
         if origin == AppendOrigin::Client {
             check_sequence(entry, header, base_offset)?;
         }
+        let mut begins = false;
         match entry.transaction_first_offset {
             Some(_) if !header.is_transactional() && origin != AppendOrigin::Replication => {
                 return Err(AppendError::NotTransactional {
@@ -204,6 +244,7 @@ impl Producers {
             }
             None if header.is_transactional() => {
                 entry.transaction_first_offset = Some(base_offset);
+                begins = true;
             }
             _ => {}
         }
@@ -215,16 +256,84 @@ impl Producers {
             timestamp: header.max_timestamp,
         });
         entry.last_timestamp = header.max_timestamp;
+        if begins {
+            pending.changes.push(Change::Began(base_offset));
+        }
         Ok(())
     }
 
-    /// The checked batches have been written.
-    pub(crate) fn commit(&mut self, pending: PendingProducers) {
-        self.entries.extend(pending.entries);
+    /// A marker ends the producer's transaction. Its epoch counts as the producer's, its
+    /// one record is no data of the producer's.
+    fn check_marker(
+        &self,
+        pending: &mut PendingProducers,
+        batch: &BatchView<'_>,
+        offset: Offset,
+        origin: AppendOrigin,
+    ) -> Result<(), AppendError> {
+        let header = batch.header();
+        let Some(marker) = EndMarker::read(batch)? else {
+            return Ok(());
+        };
+        let entry = pending.entry(self, header);
+        check_epoch(entry, header, origin)?;
+        if entry.coordinator_epoch > marker.coordinator_epoch && origin != AppendOrigin::Replication
+        {
+            return Err(AppendError::CoordinatorFenced {
+                producer_id: header.producer_id,
+                epoch: marker.coordinator_epoch,
+                current_epoch: entry.coordinator_epoch,
+            });
+        }
+        entry.set_epoch(header.producer_epoch);
+        entry.coordinator_epoch = marker.coordinator_epoch;
+        entry.last_timestamp = header.max_timestamp;
+        // Without a transaction the marker concerns no record, and no reader.
+        if let Some(first) = entry.transaction_first_offset.take() {
+            pending.changes.push(Change::Ended {
+                producer_id: header.producer_id,
+                first,
+                marker: offset,
+                commit: marker.commit,
+            });
+        }
+        Ok(())
     }
 
-    /// Takes in a batch that stands in the log.
-    pub(crate) fn replay(&mut self, batch: &BatchView<'_>) -> Result<(), AppendError> {
+    /// The checked batches have been written. Returns the transactions that they aborted,
+    /// for the index.
+    pub(crate) fn commit(&mut self, pending: PendingProducers) -> Vec<AbortedTransaction> {
+        self.entries.extend(pending.entries);
+        let mut aborted = Vec::new();
+        for change in pending.changes {
+            match change {
+                Change::Began(first) => self.transactions.began(first),
+                Change::Ended {
+                    producer_id,
+                    first,
+                    marker,
+                    commit,
+                } => {
+                    let last_stable_offset = self.transactions.decided(first, marker);
+                    if !commit {
+                        aborted.push(AbortedTransaction {
+                            producer_id,
+                            first_offset: first,
+                            last_offset: marker,
+                            last_stable_offset,
+                        });
+                    }
+                }
+            }
+        }
+        aborted
+    }
+
+    /// Takes in a batch that stands in the log. Returns the transaction that it aborted.
+    pub(crate) fn replay(
+        &mut self,
+        batch: &BatchView<'_>,
+    ) -> Result<Option<AbortedTransaction>, AppendError> {
         let header = batch.header();
         let mut pending = PendingProducers::default();
         self.check(
@@ -233,8 +342,7 @@ impl Producers {
             header.base_offset,
             AppendOrigin::Replication,
         )?;
-        self.commit(pending);
-        Ok(())
+        Ok(self.commit(pending).pop())
     }
 }
 
@@ -295,60 +403,4 @@ fn check_sequence(
         last_sequence,
         offset,
     })
-}
-
-/// A marker ends the producer's transaction. Its epoch counts as the producer's, its
-/// one record is no data of the producer's.
-fn apply_marker(
-    entry: &mut ProducerEntry,
-    batch: &BatchView<'_>,
-    origin: AppendOrigin,
-) -> Result<(), AppendError> {
-    let header = batch.header();
-    let Some(marker) = Marker::read(batch)? else {
-        return Ok(());
-    };
-    check_epoch(entry, header, origin)?;
-    if entry.coordinator_epoch > marker.coordinator_epoch && origin != AppendOrigin::Replication {
-        return Err(AppendError::CoordinatorFenced {
-            producer_id: header.producer_id,
-            epoch: marker.coordinator_epoch,
-            current_epoch: entry.coordinator_epoch,
-        });
-    }
-    entry.set_epoch(header.producer_epoch);
-    entry.coordinator_epoch = marker.coordinator_epoch;
-    entry.last_timestamp = header.max_timestamp;
-    entry.transaction_first_offset = None;
-    Ok(())
-}
-
-/// The record of a control batch that ends a transaction.
-///
-/// Its value is a version (i16) and the coordinator's epoch (i32), and may grow.
-struct Marker {
-    coordinator_epoch: i32,
-}
-
-impl Marker {
-    /// More than any marker takes.
-    const MAX_BYTES: usize = 64 << 10;
-
-    /// `None` when compaction has taken the record away.
-    fn read(batch: &BatchView<'_>) -> Result<Option<Self>, BatchError> {
-        let payload = batch.decompressed(Self::MAX_BYTES)?;
-        let Some(record) = RecordRefs::new(batch.header(), &payload).next() else {
-            return Ok(None);
-        };
-        let epoch = record?.value.and_then(|value| value.get(2..6));
-        match epoch.and_then(|bytes| bytes.try_into().ok()) {
-            Some(bytes) => Ok(Some(Self {
-                coordinator_epoch: i32::from_be_bytes(bytes),
-            })),
-            None => Err(BatchError::InvalidRecord {
-                index: 0,
-                what: "a control record without a coordinator epoch",
-            }),
-        }
-    }
 }

@@ -28,6 +28,7 @@ use crate::{
     error::{LogError, ReadError},
     file_io, file_names,
     flush::Unsynced,
+    loading::Loading,
     log::{Log, Opening, read_error},
     producers::Producers,
     segment::{AppendedBatch, Segment},
@@ -63,7 +64,11 @@ pub(crate) fn open(dir: &Path, config: LogConfig, opening: Opening) -> Result<Lo
         segments,
         unsynced: &mut unsynced,
     };
-    let (log_end_offset, recovery_point) = recovery.run(&opening)?;
+    let Recovered {
+        log_end_offset,
+        recovery_point,
+        scanned_from,
+    } = recovery.run(&opening)?;
     let Recovery {
         mut epochs,
         mut segments,
@@ -88,20 +93,32 @@ pub(crate) fn open(dir: &Path, config: LogConfig, opening: Opening) -> Result<Lo
     };
     let latest = snapshots.latest();
     snapshots.remove(|offset| !is_base(offset) && Some(offset) != latest);
-    let producers = if opening.clean_shutdown && snapshots.latest().is_none() {
+    let anew = open_aborted(
+        &mut segments,
+        &files.txn_indexes,
+        scanned_from,
+        log_end_offset,
+    )
+    .map_err(storage)?;
+    let producers = if opening.clean_shutdown && snapshots.latest().is_none() && anew.is_empty() {
         // A log that was closed without a snapshot had no idempotent producers.
         Producers::default()
     } else {
-        load_producers(
-            &mut snapshots,
-            &segments,
+        let loading = Loading {
             log_start_offset,
             log_end_offset,
-            opening.now_ms,
-            config.producer_id_expiration_ms,
-        )
-        .map_err(|error| read_error(dir, error))?
+            now_ms: opening.now_ms,
+            expiration_ms: config.producer_id_expiration_ms,
+        };
+        loading
+            .run(&mut snapshots, &mut segments, &anew)
+            .map_err(|error| read_error(dir, error))?
     };
+    for &at in &anew {
+        segments[at].finish_aborted().map_err(storage)?;
+        // A segment before the recovery point is not read again after another crash.
+        unsynced.files(segments[at].aborted().map(|index| index.path().to_owned()));
+    }
     // Thousands of logs are opened in a row, and most of them then wait.
     for segment in &mut segments {
         segment.close_files();
@@ -159,6 +176,8 @@ struct Files {
     /// Increasing.
     base_offsets: Vec<Offset>,
     snapshots: Vec<Offset>,
+    /// Of segments that are there.
+    txn_indexes: Vec<Offset>,
 }
 
 /// Lists the directory and removes what an earlier process left half-done.
@@ -167,6 +186,7 @@ fn list(dir: &Path) -> Result<Files, LogError> {
     let mut files = Files {
         base_offsets: Vec::new(),
         snapshots: Vec::new(),
+        txn_indexes: Vec::new(),
     };
     let mut indexes: Vec<(Offset, PathBuf)> = Vec::new();
     for entry in fs::read_dir(dir).map_err(storage)? {
@@ -190,7 +210,11 @@ fn list(dir: &Path) -> Result<Files, LogError> {
         match file_names::parse(name) {
             Some((offset, file_names::LOG)) => files.base_offsets.push(offset),
             Some((offset, file_names::SNAPSHOT)) => files.snapshots.push(offset),
-            Some((offset, file_names::INDEX | file_names::TIME_INDEX | file_names::TXN_INDEX)) => {
+            Some((offset, file_names::TXN_INDEX)) => {
+                files.txn_indexes.push(offset);
+                indexes.push((offset, entry.path()));
+            }
+            Some((offset, file_names::INDEX | file_names::TIME_INDEX)) => {
                 indexes.push((offset, entry.path()));
             }
             _ => {}
@@ -204,6 +228,32 @@ fn list(dir: &Path) -> Result<Files, LogError> {
         }
     }
     Ok(files)
+}
+
+/// Opens the indexes of aborted transactions. Returns the segments whose index has to be
+/// made anew: those that were `scanned` and those whose file cannot be theirs.
+fn open_aborted(
+    segments: &mut [Segment],
+    files: &[Offset],
+    scanned_from: Option<usize>,
+    log_end_offset: Offset,
+) -> io::Result<Vec<usize>> {
+    let mut anew = Vec::new();
+    for at in 0..segments.len() {
+        let next = segments.get(at + 1).map(Segment::base_offset);
+        let segment = &mut segments[at];
+        let mut sound = scanned_from.is_none_or(|from| at < from);
+        if files.contains(&segment.base_offset()) {
+            sound &= segment.open_aborted(next.unwrap_or(log_end_offset))?;
+            if !sound {
+                segment.aborted_mut().clear();
+            }
+        }
+        if !sound {
+            anew.push(at);
+        }
+    }
+    Ok(anew)
 }
 
 /// The leader epochs, from their file; or from the batches if that is damaged or gone.
@@ -236,6 +286,24 @@ fn open_epochs(dir: &Path, segments: &[Segment]) -> Result<LeaderEpochs, LogErro
     Ok(epochs)
 }
 
+/// What there is after recovery.
+struct Recovered {
+    log_end_offset: Offset,
+    recovery_point: Offset,
+    /// The first segment of those that were read again, unless none was.
+    scanned_from: Option<usize>,
+}
+
+impl Recovered {
+    fn empty_at(offset: Offset) -> Self {
+        Self {
+            log_end_offset: offset,
+            recovery_point: offset,
+            scanned_from: None,
+        }
+    }
+}
+
 struct Recovery<'a> {
     dir: &'a Path,
     config: &'a LogConfig,
@@ -253,12 +321,11 @@ struct Scan {
 }
 
 impl Recovery<'_> {
-    /// Returns the log end offset and the recovery point. The segments that are left are
-    /// whole batches; there may be none.
-    fn run(&mut self, opening: &Opening) -> Result<(Offset, Offset), LogError> {
+    /// The segments that are left are whole batches; there may be none.
+    fn run(&mut self, opening: &Opening) -> Result<Recovered, LogError> {
         let log_start = opening.log_start_offset.max(Offset::ZERO);
         let Some(active) = self.segments.last_mut() else {
-            return Ok((log_start, log_start));
+            return Ok(Recovered::empty_at(log_start));
         };
         // What lies before the log's start may be gone.
         let must_reach = if opening.recovery_point > log_start {
@@ -269,18 +336,19 @@ impl Recovery<'_> {
         let mut log_end = None;
         if opening.clean_shutdown {
             match active.load_tail() {
-                Ok(end) if end >= must_reach => log_end = Some((end, end)),
+                Ok(end) if end >= must_reach => log_end = Some(end),
                 Ok(_) | Err(ReadError::Corrupt { .. }) => {
                     tracing::warn!(dir = %self.dir.display(), "not as a clean shutdown leaves it");
                 }
                 Err(error) => return Err(read_error(self.dir, error)),
             }
         }
-        let (end, recovery_point) = if let Some(found) = log_end {
-            found
+        let (end, recovery_point, scanned_from) = if let Some(end) = log_end {
+            (end, end, None)
         } else {
-            let end = self.scan(must_reach)?;
-            (end, opening.recovery_point.min(end))
+            let from = self.first_to_scan(must_reach);
+            let end = self.scan(from, must_reach)?;
+            (end, opening.recovery_point.min(end), Some(from))
         };
         if end < log_start {
             // The records up to the start were deleted, and no later ones were stored.
@@ -293,18 +361,24 @@ impl Recovery<'_> {
             }
             self.epochs.clear();
             self.unsynced.dir_changed();
-            return Ok((log_start, log_start));
+            return Ok(Recovered::empty_at(log_start));
         }
-        Ok((end, recovery_point))
+        Ok(Recovered {
+            log_end_offset: end,
+            recovery_point,
+            scanned_from,
+        })
+    }
+
+    /// The first segment that may have records at the recovery point.
+    fn first_to_scan(&self, must_reach: Offset) -> usize {
+        self.segments
+            .partition_point(|segment| segment.base_offset() <= must_reach)
+            .saturating_sub(1)
     }
 
     /// Checks every batch from `must_reach` on, and returns where the log ends.
-    fn scan(&mut self, must_reach: Offset) -> Result<Offset, LogError> {
-        // The first segment that may have records at the recovery point.
-        let first = self
-            .segments
-            .partition_point(|segment| segment.base_offset() <= must_reach)
-            .saturating_sub(1);
+    fn scan(&mut self, first: usize, must_reach: Offset) -> Result<Offset, LogError> {
         let mut end = self.segments[first].base_offset();
         for at in first..self.segments.len() {
             let scanned = self.scan_segment(at, must_reach);
@@ -506,48 +580,4 @@ fn find_batch(bytes: &[u8], from: Offset) -> Search {
         at += 1;
     }
     Search::Nothing
-}
-
-/// The producers' state at the end of the log: the newest snapshot, and what the log
-/// holds after it (I12).
-pub(crate) fn load_producers(
-    snapshots: &mut Snapshots,
-    segments: &[Segment],
-    log_start_offset: Offset,
-    log_end_offset: Offset,
-    now_ms: i64,
-    expiration_ms: i64,
-) -> Result<Producers, ReadError> {
-    let (from, entries) = match snapshots.load(log_end_offset)? {
-        Some(found) => found,
-        None => (log_start_offset, std::collections::HashMap::new()),
-    };
-    let mut producers = Producers::new(entries, now_ms, expiration_ms);
-    let first = segments
-        .partition_point(|segment| segment.base_offset() <= from)
-        .saturating_sub(1);
-    for segment in &segments[first..] {
-        if from >= log_end_offset {
-            break;
-        }
-        let mut position = match segment.find(from)? {
-            Some(batch) => batch.position,
-            None => continue,
-        };
-        while let Some(batch) = segment.walk(position, |batch| {
-            if batch.header.has_producer_id() {
-                ControlFlow::Break(batch)
-            } else {
-                ControlFlow::Continue(())
-            }
-        })? {
-            position = batch.end();
-            let replayed = segment.with_batch(&batch, |view| Ok(producers.replay(view)))?;
-            if let Err(error) = replayed {
-                let path = segment.log_path();
-                tracing::warn!(path = %path.display(), %error, "control batch not understood");
-            }
-        }
-    }
-    Ok(producers)
 }

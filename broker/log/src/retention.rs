@@ -22,6 +22,10 @@ impl Log {
     /// Removes the oldest segments that `retention.ms`, `retention.bytes` or the log's
     /// start let go, as far as they lie below `high_watermark`. Returns how many. The
     /// active segment is replaced if even its records are too old.
+    ///
+    /// Age and size take nothing of a transaction that is still open (Kafka does, and whoever
+    /// reads it once it is committed gets a part of it); its time is bounded by
+    /// `transaction.max.timeout.ms`.
     pub fn delete_old_segments(
         &mut self,
         now_ms: i64,
@@ -32,6 +36,10 @@ impl Log {
             let by_time = self.older_than_retention(now_ms);
             let by_time = by_time.map_err(|error| self.read_error(error))?;
             deletable = by_time.max(self.beyond_retention_bytes());
+            if let Some(undecided) = self.first_undecided_offset() {
+                let settled = |&at: &usize| self.end_of_segment(at) <= undecided;
+                deletable = (0..deletable).take_while(settled).count();
+            }
         }
         deletable = deletable.max(self.before_log_start());
         let committed = (0..deletable)

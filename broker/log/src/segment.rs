@@ -1,4 +1,4 @@
-//! One segment: a `.log` file with its two indexes.
+//! One segment: a `.log` file with its two indexes, and that of its aborted transactions.
 //!
 //! Owned by the log. Files are opened and mapped when they are first needed and let go
 //! of when they have not been used for a while, so that a cold segment costs nothing but
@@ -29,6 +29,7 @@ use crate::{
     index::{self, OffsetIndex},
     mapping::SegmentFile,
     time_index::{self, TimeIndex, TimestampOffset},
+    txn_index::TxnIndex,
 };
 
 #[derive(Debug)]
@@ -47,6 +48,9 @@ pub(crate) struct Segment {
     first_timestamp: OnceLock<i64>,
     max_timestamp: OnceLock<TimestampOffset>,
     open: Mutex<OpenFiles>,
+    /// The aborted transactions whose markers are here, if there may be any. It stays when
+    /// files are let go of, so that adding to it cannot fail.
+    aborted: Option<Box<TxnIndex>>,
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +104,7 @@ impl Segment {
             first_timestamp: OnceLock::new(),
             max_timestamp: OnceLock::new(),
             open: Mutex::default(),
+            aborted: None,
         }
     }
 
@@ -307,6 +312,15 @@ impl Segment {
         Ok(boundary)
     }
 
+    /// An offset that the batches before `position`, a boundary, don't reach and that is not
+    /// far after them; `None` if the indexes know of none.
+    pub(crate) fn offset_past(&self, position: u64) -> Result<Option<Offset>, ReadError> {
+        if position >= self.size || self.size <= SHORT_SEGMENT_BYTES {
+            return Ok(None);
+        }
+        self.with_indexes(|indexes| indexes.offsets.offset_from(position))
+    }
+
     /// The position from which to look for the first record as late as `timestamp`.
     pub(crate) fn lookup_timestamp(&self, timestamp: i64) -> Result<u64, ReadError> {
         self.lookup_hint(|indexes| {
@@ -403,7 +417,44 @@ impl Segment {
         indexes.times.push_if_later(max);
         indexes.offsets.write_pending()?;
         indexes.times.write_pending()?;
+        self.finish_aborted()?;
         Ok(())
+    }
+
+    /// The aborted transactions whose markers are in this segment.
+    pub(crate) fn aborted(&self) -> Option<&TxnIndex> {
+        self.aborted.as_deref()
+    }
+
+    /// The same, to add to them.
+    pub(crate) fn aborted_mut(&mut self) -> &mut TxnIndex {
+        let path = || file_names::path(&self.dir, self.base_offset, file_names::TXN_INDEX);
+        self.aborted
+            .get_or_insert_with(|| Box::new(TxnIndex::absent(path())))
+    }
+
+    /// Opens the file of aborted transactions, which is there, and says whether it can be
+    /// this segment's. `end_offset` is where the segment ends.
+    pub(crate) fn open_aborted(&mut self, end_offset: Offset) -> io::Result<bool> {
+        let index = TxnIndex::open(self.path(file_names::TXN_INDEX))?;
+        let index = self.aborted.insert(Box::new(index));
+        index.is_sound(self.base_offset, end_offset)
+    }
+
+    /// Writes the aborted transactions that are in memory only; none is fsynced.
+    pub(crate) fn finish_aborted(&mut self) -> io::Result<()> {
+        self.aborted
+            .as_mut()
+            .map_or(Ok(()), |index| index.write_pending())
+    }
+
+    /// The files of the indexes that the segment has.
+    pub(crate) fn index_paths(&self) -> impl Iterator<Item = PathBuf> {
+        let aborted = self.aborted.as_ref().map(|index| index.path().to_owned());
+        [file_names::INDEX, file_names::TIME_INDEX]
+            .map(|suffix| self.path(suffix))
+            .into_iter()
+            .chain(aborted)
     }
 
     /// The segment is no longer the active one.
@@ -427,6 +478,9 @@ impl Segment {
         self.indexes_mut()?;
         let capacity = self.capacity.max(position);
         let path = self.log_path();
+        if let Some(aborted) = &mut self.aborted {
+            aborted.truncate(offset)?;
+        }
         let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
         let (Some(file), Some(indexes)) = (&mut open.file, &mut open.indexes) else {
             unreachable!("both have just been opened");
@@ -524,6 +578,11 @@ impl Segment {
     }
 
     pub(crate) fn close_files(&mut self) {
+        if let Some(aborted) = &mut self.aborted
+            && let Err(error) = aborted.release()
+        {
+            tracing::warn!(path = %aborted.path().display(), %error, "aborted transactions stay in memory");
+        }
         let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(indexes) = &mut open.indexes {
             // Entries that can't be written now stay in memory until they can.

@@ -7,9 +7,9 @@ use yuxi_protocol::ids::Offset;
 
 use crate::{
     error::{LogError, ReadError},
+    loading::Loading,
     log::Log,
     producers::Producers,
-    recovery,
     segment::Segment,
 };
 
@@ -109,19 +109,22 @@ impl Log {
     }
 
     fn reload_producers(&mut self, now_ms: i64) -> Result<(), LogError> {
-        if self.producers.entries().is_empty() {
-            // Nobody has been remembered, so there is nobody to remember less of.
+        if self.producers.is_empty() {
             return Ok(());
         }
-        self.producers = recovery::load_producers(
-            &mut self.snapshots,
-            &self.segments,
-            self.log_start_offset,
-            self.log_end_offset,
+        let loading = Loading {
+            log_start_offset: self.log_start_offset,
+            log_end_offset: self.log_end_offset,
             now_ms,
-            self.config.producer_id_expiration_ms,
-        )
-        .map_err(|error| self.read_error(error))?;
+            expiration_ms: self.config.producer_id_expiration_ms,
+        };
+        let loaded = loading.run(&mut self.snapshots, &mut self.segments, &[]);
+        let mut loaded = loaded.map_err(|error| self.read_error(error))?;
+        let before = std::mem::take(self.producers.transactions_mut());
+        loaded
+            .transactions_mut()
+            .restore_decided(before, self.log_end_offset);
+        self.producers = loaded;
         Ok(())
     }
 }

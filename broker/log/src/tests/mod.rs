@@ -6,3 +6,4 @@ mod model;
 mod producers;
 mod retention;
 mod support;
+mod transactions;

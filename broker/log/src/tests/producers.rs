@@ -1,6 +1,6 @@
 use yuxi_protocol::{
     ids::{ProducerEpoch, ProducerId},
-    record::{BatchView, builder::RecordBatchBuilder},
+    record::{BatchView, EndMarker, builder::RecordBatchBuilder},
 };
 
 use super::support::*;
@@ -186,7 +186,12 @@ fn a_damaged_snapshot_is_not_believed() {
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         std::fs::write(&path, bytes).unwrap();
-        let mut log = fixture.open(small());
+        // Up to there nothing is read again, so that a snapshot is what remains.
+        let flushed = Opening {
+            recovery_point: offset(10),
+            ..opening()
+        };
+        let mut log = fixture.try_open(small(), flushed).unwrap();
         assert!(!path.exists(), "the damaged one is removed");
         assert_eq!(send(&mut log, 0, 9, 1), Ok(-9));
         assert_eq!(send(&mut log, 0, 11, 1), Err("after 9".to_owned()));
@@ -310,14 +315,12 @@ fn a_transaction_is_open_from_its_first_batch_to_its_marker() {
     let mut log = fixture.reopen_clean(log);
     assert_eq!(log.first_undecided_offset(), Some(offset(4)));
 
-    // Key: version 0, type 1 (commit). Value: version 0, coordinator epoch.
-    let marker = |coordinator_epoch: u8| {
-        let mut marker = of_producer(-1).transactional().control();
-        let value = [0, 0, 0, 0, 0, coordinator_epoch];
-        marker
-            .append(NOW, Some(&[0, 0, 0, 1]), Some(&value), &[])
-            .unwrap();
-        marker.build().unwrap()
+    let marker = |coordinator_epoch| {
+        let marker = EndMarker {
+            commit: true,
+            coordinator_epoch,
+        };
+        marker.build(ProducerId::new(7), ProducerEpoch::new(0), NOW)
     };
     let write = |log: &mut Log, bytes: &[u8]| {
         let view = BatchView::parse(bytes).unwrap();
