@@ -40,6 +40,7 @@ fn describe(partition: &Partition, image: &ClusterImage) -> PartitionState {
         offsets,
         size_bytes,
         segments,
+        producers,
     } = partition.status();
     let replicas = image
         .partition(&id.topic, id.partition)
@@ -52,6 +53,8 @@ fn describe(partition: &Partition, image: &ClusterImage) -> PartitionState {
         is_under_replicated: is_leader && in_sync < replicas,
         is_under_min_isr: is_leader && in_sync < min_in_sync,
         lag,
+        last_stable_lag: offsets.high_watermark.since(offsets.last_stable),
+        producers,
         log_start_offset: offsets.log_start.value(),
         log_end_offset: offsets.log_end.value(),
         size_bytes,

@@ -66,7 +66,7 @@ impl Maintenance {
                 |node| {
                     let now = time::now_ms();
                     for partition in node.replicas.all() {
-                        partition.with_log(|log, _| log.remove_expired_producers(now));
+                        partition.forget_silent_producers(now);
                     }
                 },
             ),

@@ -6,12 +6,13 @@ use yuxi_protocol::messages::{
     AlterPartitionResponse, ApiVersionsResponse, CreatePartitionsResponse, CreateTopicsResponse,
     DeleteGroupsResponse, DeleteRecordsResponse, DeleteTopicsResponse, DescribeClusterResponse,
     DescribeConfigsResponse, DescribeGroupsResponse, DescribeLogDirsResponse,
-    DescribeTopicPartitionsResponse, ElectLeadersResponse, EnvelopeResponse, FetchResponse,
-    FindCoordinatorResponse, HeartbeatResponse, IncrementalAlterConfigsResponse,
-    InitProducerIdResponse, JoinGroupResponse, LeaveGroupResponse, ListConfigResourcesResponse,
-    ListGroupsResponse, ListOffsetsResponse, ListPartitionReassignmentsResponse, MetadataResponse,
-    OffsetCommitResponse, OffsetDeleteResponse, OffsetFetchResponse, OffsetForLeaderEpochResponse,
-    ProduceResponse, SyncGroupResponse, UnregisterBrokerResponse,
+    DescribeProducersResponse, DescribeTopicPartitionsResponse, ElectLeadersResponse,
+    EnvelopeResponse, FetchResponse, FindCoordinatorResponse, HeartbeatResponse,
+    IncrementalAlterConfigsResponse, InitProducerIdResponse, JoinGroupResponse, LeaveGroupResponse,
+    ListConfigResourcesResponse, ListGroupsResponse, ListOffsetsResponse,
+    ListPartitionReassignmentsResponse, MetadataResponse, OffsetCommitResponse,
+    OffsetDeleteResponse, OffsetFetchResponse, OffsetForLeaderEpochResponse, ProduceResponse,
+    SyncGroupResponse, UnregisterBrokerResponse, WriteTxnMarkersResponse,
 };
 
 /// An answer that names the errors it tells.
@@ -85,4 +86,9 @@ errors_told! {
     ListPartitionReassignmentsResponse: |answer| [answer.error_code];
     UnregisterBrokerResponse: |answer| [answer.error_code];
     DescribeTopicPartitionsResponse: |answer| each!(answer.topics);
+    DescribeProducersResponse: |answer| each!(answer.topics, partitions);
+    WriteTxnMarkersResponse: |answer| answer
+        .markers
+        .iter()
+        .flat_map(|marker| each!(marker.topics, partitions));
 }

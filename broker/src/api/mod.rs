@@ -18,6 +18,7 @@ mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
 mod describe_log_dirs;
+mod describe_producers;
 mod describe_topic_partitions;
 mod elect_leaders;
 mod envelope;
@@ -35,6 +36,7 @@ mod offset_fetch;
 mod offset_for_leader_epoch;
 mod produce;
 mod unregister_broker;
+mod write_txn_markers;
 
 pub(crate) use fetch::FetchSessions;
 
@@ -171,6 +173,12 @@ pub(crate) static APIS: &[Api] = &[
         Order::InTurn,
         |request| at_once(request, offset_for_leader_epoch::handle),
     ),
+    api::<messages::WriteTxnMarkersRequest>(
+        "WriteTxnMarkers",
+        2,
+        Order::Pipelined,
+        write_txn_markers::start,
+    ),
     api::<messages::DescribeConfigsRequest>("DescribeConfigs", 4, Order::InTurn, |request| {
         at_once(request, describe_configs::handle)
     }),
@@ -224,6 +232,9 @@ pub(crate) static APIS: &[Api] = &[
     )),
     api::<messages::DescribeClusterRequest>("DescribeCluster", 2, Order::InTurn, |request| {
         at_once(request, describe_cluster::handle)
+    }),
+    api::<messages::DescribeProducersRequest>("DescribeProducers", 0, Order::InTurn, |request| {
+        at_once(request, describe_producers::handle)
     }),
     api::<messages::UnregisterBrokerRequest>("UnregisterBroker", 0, Order::InTurn, |request| {
         later(request, unregister_broker::handle)

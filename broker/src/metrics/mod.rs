@@ -96,6 +96,10 @@ pub(crate) struct PartitionState {
     pub(crate) is_under_min_isr: bool,
     /// How many committed records a follower lacks.
     pub(crate) lag: i64,
+    /// How many committed records an open transaction hides from readers of committed ones.
+    pub(crate) last_stable_lag: i64,
+    /// How many idempotent producers are remembered.
+    pub(crate) producers: usize,
     /// The first offset.
     pub(crate) log_start_offset: i64,
     /// The offset that the next record gets.
@@ -208,6 +212,9 @@ gauges!(BROKER_GAUGES of Gathered {
     /// How many committed records the follower here lacks that lacks most.
     "kafka_server_replicafetchermanager_maxlag" =
         |state| state.partitions.iter().map(|p| p.lag).max().unwrap_or(0);
+    /// Idempotent producers that the partitions here remember, each counted once a partition.
+    "kafka_server_replicamanager_produceridcount" =
+        |state| state.partitions.iter().map(|p| p.producers as i64).sum();
     /// 1 if this broker is the controller.
     "kafka_controller_kafkacontroller_activecontrollercount" =
         |state| i64::from(state.controls.is_some());
@@ -239,6 +246,8 @@ gauges!(PARTITION_GAUGES of PartitionState {
     "kafka_log_log_logstartoffset" = |partition| partition.log_start_offset;
     /// The offset that the partition's next record gets.
     "kafka_log_log_logendoffset" = |partition| partition.log_end_offset;
+    /// How many records below the high watermark transactions hide from readers of committed ones.
+    "kafka_cluster_partition_laststableoffsetlag" = |partition| partition.last_stable_lag;
 });
 
 const CONNECTIONS: Metric = Metric {

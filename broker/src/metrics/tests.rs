@@ -127,6 +127,8 @@ fn what_is_true_at_the_scrape_is_told_of_each_partition_and_in_sum() {
         is_offline: false,
         is_under_replicated: is_leader,
         is_under_min_isr: false,
+        last_stable_lag: 4,
+        producers: 5,
         log_start_offset: 3,
         log_end_offset: 10,
         size_bytes: 4096,
@@ -150,6 +152,11 @@ fn what_is_true_at_the_scrape_is_told_of_each_partition_and_in_sum() {
         &text,
         "kafka_log_log_logendoffset{topic=\"a\",partition=\"1\"} 10",
     );
+    has(
+        &text,
+        "kafka_cluster_partition_laststableoffsetlag{topic=\"a\",partition=\"0\"} 4",
+    );
+    has(&text, "kafka_server_replicamanager_produceridcount 10");
     has(
         &text,
         "kafka_controller_kafkacontroller_activecontrollercount 0",

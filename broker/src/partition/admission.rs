@@ -4,6 +4,7 @@
 //! Runs on the connection's task before the partition's lock is taken. The usual batch
 //! is only read; it is copied if the topic wants another codec or append times.
 
+use super::VerificationGuard;
 use bytes::{Bytes, BytesMut};
 use yuxi_controller::settings::{CompressionType, TimestampType, TopicSettings};
 use yuxi_log::{AppendError, AppendOrigin};
@@ -32,8 +33,8 @@ pub(crate) enum Refused {
     NotOneBatch,
     #[error("a producer's batch begins at offset 0, not at {0}")]
     BaseOffset(Offset),
-    #[error("the batch is part of a transaction, which this broker does not support")]
-    Transactional,
+    #[error("the batch is part of a transaction, and names no producer whose")]
+    NoProducer,
     #[error("the batch has {size} bytes, more than max.message.bytes={max}")]
     TooLarge { size: usize, max: usize },
     #[error("a producer may not say that its timestamps are the broker's append times")]
@@ -50,8 +51,7 @@ impl Refused {
         match self {
             Self::TooLarge { .. } => ErrorCode::MessageTooLarge,
             Self::Timestamp { .. } | Self::AppendTimes => ErrorCode::InvalidTimestamp,
-            Self::NotOneBatch | Self::BaseOffset(_) => ErrorCode::InvalidRecord,
-            Self::Transactional => ErrorCode::InvalidTxnState,
+            Self::NotOneBatch | Self::BaseOffset(_) | Self::NoProducer => ErrorCode::InvalidRecord,
             Self::Batch(error) => match error {
                 // Magic 0 and 1 were formats once; any other is no record batch.
                 BatchError::UnsupportedMagic(0 | 1)
@@ -81,6 +81,7 @@ pub(crate) struct Admitted {
     record_count: i32,
     log_append_time_ms: Option<i64>,
     origin: AppendOrigin,
+    guard: Option<VerificationGuard>,
 }
 
 impl Admitted {
@@ -115,7 +116,21 @@ impl Admitted {
             record_count,
             log_append_time_ms: None,
             origin: AppendOrigin::Coordinator,
+            guard: None,
         }
+    }
+
+    /// The coordinator of the batch's transaction was asked with this guard, and knows of
+    /// the partition.
+    #[must_use]
+    #[allow(dead_code, reason = "Produce asks with the transaction coordinator")]
+    pub(crate) fn verified(mut self, guard: VerificationGuard) -> Self {
+        self.guard = Some(guard);
+        self
+    }
+
+    pub(super) fn guard(&self) -> Option<VerificationGuard> {
+        self.guard
     }
 }
 
@@ -140,8 +155,8 @@ pub(crate) fn admit(
     if view.header().base_offset != Offset::ZERO {
         return Err(Refused::BaseOffset(view.header().base_offset));
     }
-    if view.header().is_transactional() {
-        return Err(Refused::Transactional);
+    if view.header().is_transactional() && !view.header().has_producer_id() {
+        return Err(Refused::NoProducer);
     }
     if view.header().timestamp_type() == BatchTimestampType::LogAppendTime {
         return Err(Refused::AppendTimes);
@@ -187,6 +202,7 @@ pub(crate) fn admit(
         record_count: summary.count,
         log_append_time_ms: append_time,
         origin: AppendOrigin::Client,
+        guard: None,
     })
 }
 

@@ -3,7 +3,7 @@
 use yuxi_log::{AppendError, LogError, ReadError};
 use yuxi_protocol::{
     error_code::ErrorCode,
-    ids::{BrokerId, LeaderEpoch, Offset},
+    ids::{BrokerId, LeaderEpoch, Offset, ProducerId},
 };
 
 /// Why a partition refuses.
@@ -33,6 +33,20 @@ pub(crate) enum PartitionError {
         start: Offset,
         end: Offset,
     },
+    #[error(
+        "the batch of producer {producer_id} belongs to no transaction that is open here, nor to \
+         one that its coordinator was asked about since the last one ended"
+    )]
+    NotVerified { producer_id: ProducerId },
+    #[error(
+        "producer {producer_id} sent sequence {sequence} while sequence {expected} waits for \
+         its transaction's coordinator"
+    )]
+    Overtakes {
+        producer_id: ProducerId,
+        sequence: i32,
+        expected: i32,
+    },
     #[error("the partition is being deleted")]
     Deleted,
     #[error("the log directory failed and takes no more writes")]
@@ -57,6 +71,8 @@ impl PartitionError {
             Self::OffsetOutOfRange { .. } | Self::Read(ReadError::OffsetOutOfRange(_)) => {
                 ErrorCode::OffsetOutOfRange
             }
+            Self::NotVerified { .. } => ErrorCode::InvalidTxnState,
+            Self::Overtakes { .. } => ErrorCode::OutOfOrderSequenceNumber,
             Self::Deleted => ErrorCode::UnknownTopicOrPartition,
             Self::Append(error) => append_code(error),
             Self::Offline | Self::Read(ReadError::Storage(_)) | Self::Log(_) => {

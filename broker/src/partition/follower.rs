@@ -74,6 +74,7 @@ impl Partition {
             return;
         }
         state.stop_waiting(ErrorCode::NotLeaderOrFollower);
+        state.verifications.clear();
         state.role = Role::Follower {
             leader: committed.leader,
             leader_end: None,
@@ -110,7 +111,7 @@ impl Partition {
             }
             // Of several segments' worth, what came before an error stays.
             if state.log.log_end_offset() > answer.position.offset {
-                taken.start_flush = state.log_grew(taken.bytes, now_ms);
+                taken.start_flush = state.log_grew(answer.position.offset, taken.bytes, now_ms);
             }
         }
         let log_end = state.log.log_end_offset();
@@ -121,6 +122,7 @@ impl Partition {
         let start = answer.log_start.min(state.high_watermark);
         if start > state.log.log_start_offset() {
             state.log.delete_records_before(start, now_ms)?;
+            state.wake_stable_fetches();
         }
         if let Role::Follower { leader_end, .. } = &mut state.role {
             *leader_end = Some(answer.high_watermark);
@@ -184,6 +186,7 @@ impl Partition {
         state.high_watermark = state.high_watermark.max(state.log.log_start_offset());
         state.cuts += 1;
         state.uncommitted.retain(|&(upto, _)| upto <= end);
+        state.unstable.cut(end);
         tracing::info!(partition = %self.id, from = %before, to = %end, "the log was cut to follow its leader");
         Ok(true)
     }

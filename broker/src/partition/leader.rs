@@ -230,6 +230,7 @@ impl Partition {
             let start = state.log.log_end_offset();
             state.log.assign_epoch(committed.leader_epoch);
             state.stop_waiting(ErrorCode::NotLeaderOrFollower);
+            state.verifications.clear();
             // The new epoch is recorded last (I6).
             state.role = Role::Leader(Leader::new(start, committed, now_ms));
             state.leader_epoch = committed.leader_epoch;
@@ -445,6 +446,7 @@ impl Partition {
         }
         if to > offsets.log_start {
             state.log.delete_records_before(to, now_ms)?;
+            state.wake_stable_fetches();
             // Followers are told at once.
             state.replica_fetches.wake_all();
         }

@@ -5,8 +5,8 @@
 //! across an `.await` nor an fsync. What waits for an offset is parked here and woken
 //! when that offset is reached; nothing polls.
 //!
-//! Invariants: log start ≤ high watermark ≤ log end, and neither of the first two
-//! moves back within one leader epoch (I14). The high watermark is moved in one place,
+//! Invariants: log start ≤ last stable offset ≤ high watermark ≤ log end, and none of the
+//! first three moves back within one leader epoch (I14). The high watermark is moved in one place,
 //! `State::set_high_watermark`: of a leader by the rule of `Leader::committed_end` (I3), of
 //! a follower to what its leader says. An acknowledgement that waits is sent only while
 //! this broker leads in the epoch of the append (I10).
@@ -17,12 +17,16 @@ mod flush;
 mod follower;
 mod leader;
 mod read;
+mod transactions;
+mod verification;
 mod waiters;
 
 pub(crate) use error::PartitionError;
 pub(crate) use follower::{Cut, FromLeader, Position};
 pub(crate) use leader::{Follower, Now, ProposalOutcome};
 pub(crate) use read::{Divergence, Isolation, Read, ReadAnswer};
+pub(crate) use transactions::{ActiveProducer, TxnMarker};
+pub(crate) use verification::VerificationGuard;
 pub(crate) use waiters::{AckReceiver, FetchWaiter};
 
 use crate::{internal_topics, log_config};
@@ -34,7 +38,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::sync::oneshot;
-use waiters::{AckWaiters, FetchWaiters};
+use verification::Verifications;
+use waiters::{AckWaiters, FetchWaiters, NowReadable, Unread};
 use yuxi_controller::settings::TopicSettings;
 use yuxi_log::Log;
 use yuxi_protocol::{
@@ -90,6 +95,8 @@ pub(crate) struct Offsets {
 pub(crate) enum Seen {
     /// A consumer, which waits for this to move.
     HighWatermark(Offset),
+    /// A consumer of committed records, which waits for this.
+    LastStable(Offset),
     /// A follower, which waits for either end of the log to move.
     Log {
         start: Offset,
@@ -110,6 +117,8 @@ pub(crate) struct Status {
     pub(crate) offsets: Offsets,
     pub(crate) size_bytes: u64,
     pub(crate) segments: usize,
+    /// How many idempotent producers are remembered.
+    pub(crate) producers: usize,
 }
 
 /// One partition on this broker.
@@ -134,6 +143,9 @@ struct State {
     flushing: Flushing,
     /// Appends above the high watermark: where each ends, and its bytes.
     uncommitted: VecDeque<(Offset, u64)>,
+    /// Appends above the last stable offset.
+    unstable: Unread,
+    verifications: Verifications,
     /// How often records were taken away again.
     cuts: u64,
     until_committed: AckWaiters,
@@ -142,6 +154,8 @@ struct State {
     until_deleted: AckWaiters,
     /// Consumers, who wait for the high watermark.
     fetches: FetchWaiters,
+    /// Consumers of committed records, who wait for the last stable offset.
+    stable_fetches: FetchWaiters,
     /// Followers, who wait for the log's end.
     replica_fetches: FetchWaiters,
 }
@@ -165,13 +179,14 @@ impl Partition {
         id: TopicPartition,
         topic_id: TopicId,
         broker: BrokerId,
-        log: Log,
+        mut log: Log,
         settings: Arc<TopicSettings>,
         high_watermark: Offset,
     ) -> Self {
         let high_watermark = high_watermark
             .max(log.log_start_offset())
             .min(log.log_end_offset());
+        log.high_watermark_moved(high_watermark);
         let held_end = log.log_end_offset();
         Self {
             id,
@@ -189,11 +204,14 @@ impl Partition {
                 held_end,
                 flushing: Flushing::Idle,
                 uncommitted: VecDeque::new(),
+                unstable: Unread::default(),
+                verifications: Verifications::default(),
                 cuts: 0,
                 until_committed: AckWaiters::default(),
                 until_held: AckWaiters::default(),
                 until_deleted: AckWaiters::default(),
                 fetches: FetchWaiters::default(),
+                stable_fetches: FetchWaiters::default(),
                 replica_fetches: FetchWaiters::default(),
             }),
         }
@@ -243,43 +261,7 @@ impl Partition {
         acks: RequiredAcks,
         now_ms: i64,
     ) -> Result<Appended, PartitionError> {
-        let mut state = self.state();
-        let state = &mut *state;
-        if let Some(error) = state.ended() {
-            return Err(error);
-        }
-        let Role::Leader(leader) = &state.role else {
-            return Err(PartitionError::NotLeader);
-        };
-        let (in_sync, needed) = (leader.isr().len(), state.min_insync_replicas());
-        if acks == RequiredAcks::All && in_sync < needed {
-            return Err(PartitionError::NotEnoughReplicas { in_sync, needed });
-        }
-        let info = state.log.append_as_leader(
-            &[batch.view()?],
-            state.leader_epoch,
-            batch.origin(),
-            now_ms,
-        )?;
-        let end_offset = info.last_offset.plus(1);
-        let start_flush =
-            info.duplicate.is_none() && state.log_grew(batch.bytes().len() as u64, now_ms);
-        let ack = match acks {
-            RequiredAcks::All if state.high_watermark < end_offset => {
-                Ack::Later(state.until_committed.wait_for(end_offset))
-            }
-            RequiredAcks::Leader if state.held_end < end_offset => {
-                Ack::Later(state.until_held.wait_for(end_offset))
-            }
-            RequiredAcks::All | RequiredAcks::Leader => Ack::Now,
-        };
-        Ok(Appended {
-            base_offset: info.base_offset,
-            end_offset,
-            log_start_offset: state.log.log_start_offset(),
-            ack,
-            start_flush,
-        })
+        self.state().append(batch, acks, now_ms)
     }
 
     /// When everything below `end` is below the high watermark, if this broker still leads in
@@ -303,6 +285,7 @@ impl Partition {
         let mut state = self.state();
         let unchanged = match seen {
             Seen::HighWatermark(offset) => state.high_watermark == offset,
+            Seen::LastStable(offset) => state.offsets().last_stable == offset,
             Seen::Log { start, end, .. } => {
                 state.log.log_start_offset() == start && state.log.log_end_offset() == end
             }
@@ -312,6 +295,7 @@ impl Partition {
         }
         match seen {
             Seen::HighWatermark(_) => state.fetches.park(waiter),
+            Seen::LastStable(_) => state.stable_fetches.park(waiter),
             Seen::Log { high_watermark, .. } => {
                 if state.high_watermark != high_watermark {
                     waiter.note_news();
@@ -326,6 +310,7 @@ impl Partition {
     pub(crate) fn unpark_fetch(&self, waiter: &Arc<FetchWaiter>) {
         let mut state = self.state();
         state.fetches.unpark(waiter);
+        state.stable_fetches.unpark(waiter);
         state.replica_fetches.unpark(waiter);
     }
 
@@ -357,6 +342,7 @@ impl Partition {
             offsets: state.offsets(),
             size_bytes: state.log.size_bytes(),
             segments: state.log.segments().len(),
+            producers: state.log.active_producers().len(),
         }
     }
 
@@ -400,6 +386,54 @@ impl Partition {
 }
 
 impl State {
+    fn append(
+        &mut self,
+        batch: &Admitted,
+        acks: RequiredAcks,
+        now_ms: i64,
+    ) -> Result<Appended, PartitionError> {
+        if let Some(error) = self.ended() {
+            return Err(error);
+        }
+        let Role::Leader(leader) = &self.role else {
+            return Err(PartitionError::NotLeader);
+        };
+        let (in_sync, needed) = (leader.isr().len(), self.min_insync_replicas());
+        if acks == RequiredAcks::All && in_sync < needed {
+            return Err(PartitionError::NotEnoughReplicas { in_sync, needed });
+        }
+        let view = batch.view()?;
+        let header = *view.header();
+        self.check_verified(batch, &header)?;
+        let info = self
+            .log
+            .append_as_leader(&[view], self.leader_epoch, batch.origin(), now_ms)?;
+        let end_offset = info.last_offset.plus(1);
+        let mut start_flush = false;
+        if info.duplicate.is_none() {
+            if header.is_transactional() {
+                self.verifications.appended(header.producer_id);
+            }
+            start_flush = self.log_grew(info.base_offset, batch.bytes().len() as u64, now_ms);
+        }
+        let ack = match acks {
+            RequiredAcks::All if self.high_watermark < end_offset => {
+                Ack::Later(self.until_committed.wait_for(end_offset))
+            }
+            RequiredAcks::Leader if self.held_end < end_offset => {
+                Ack::Later(self.until_held.wait_for(end_offset))
+            }
+            RequiredAcks::All | RequiredAcks::Leader => Ack::Now,
+        };
+        Ok(Appended {
+            base_offset: info.base_offset,
+            end_offset,
+            log_start_offset: self.log.log_start_offset(),
+            ack,
+            start_flush,
+        })
+    }
+
     /// Why nothing more is served, if so.
     fn ended(&self) -> Option<PartitionError> {
         match self.role {
@@ -422,8 +456,7 @@ impl State {
         Offsets {
             log_start: self.log.log_start_offset(),
             high_watermark: self.high_watermark,
-            // Without transactions every committed record is stable.
-            last_stable: self.high_watermark,
+            last_stable: self.log.last_stable_offset(self.high_watermark),
             log_end: self.log.log_end_offset(),
             epoch_start: match &self.role {
                 Role::Leader(leader) => leader.epoch_start(),
@@ -432,11 +465,12 @@ impl State {
         }
     }
 
-    /// The log has records that it had not: they count as held at once, or after the
+    /// The log has records from `begin` on that it had not: they count as held at once, or after the
     /// fsync that the flush policy asks for. True if that fsync must be started.
-    fn log_grew(&mut self, bytes: u64, now_ms: i64) -> bool {
-        self.uncommitted
-            .push_back((self.log.log_end_offset(), bytes));
+    fn log_grew(&mut self, begin: Offset, bytes: u64, now_ms: i64) -> bool {
+        let end = self.log.log_end_offset();
+        self.uncommitted.push_back((end, bytes));
+        self.unstable.appended(begin, end, bytes);
         // A follower may have them before they are on this disk: what counts is on how many
         // replicas they are held.
         self.replica_fetches.readable(bytes);
@@ -485,10 +519,22 @@ impl State {
             self.uncommitted.pop_front();
         }
         self.high_watermark = end;
+        self.log.high_watermark_moved(end);
         self.until_committed.reached(end);
         self.fetches.readable(bytes);
+        self.wake_stable_fetches();
         // Followers learn of it when they are answered.
         self.replica_fetches.note_news();
+    }
+
+    /// The last stable offset may have moved: with the high watermark, or with the log's
+    /// start.
+    fn wake_stable_fetches(&mut self) {
+        let last_stable = self.log.last_stable_offset(self.high_watermark);
+        match self.unstable.readable_below(last_stable) {
+            NowReadable::Bytes(bytes) => self.stable_fetches.readable(bytes),
+            NowReadable::Some => self.stable_fetches.wake_all(),
+        }
     }
 
     fn stop_waiting(&mut self, error: ErrorCode) {
@@ -496,6 +542,7 @@ impl State {
         self.until_held.fail(error);
         self.until_deleted.fail(error);
         self.fetches.wake_all();
+        self.stable_fetches.wake_all();
         self.replica_fetches.wake_all();
     }
 }
@@ -504,3 +551,5 @@ impl State {
 mod model_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transaction_tests;

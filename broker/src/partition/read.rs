@@ -1,7 +1,7 @@
 //! Reading a partition: what is asked, what may be seen, and where histories diverge.
 
 use super::{Offsets, Partition, PartitionError, Role, State};
-use yuxi_log::FileSlice;
+use yuxi_log::{AbortedTransaction, FileSlice};
 use yuxi_protocol::ids::{LeaderEpoch, Offset};
 
 /// Which records a reader may see.
@@ -46,6 +46,9 @@ pub(crate) struct ReadAnswer {
     pub(crate) log_end_offset: Offset,
     /// Whole batches from the one that holds the offset asked for; `None` at the end.
     pub(crate) records: Option<FileSlice>,
+    /// Told to readers of committed records: the aborted transactions with records there,
+    /// by their markers.
+    pub(crate) aborted: Vec<AbortedTransaction>,
     /// The reader must truncate first; there are no records then.
     pub(crate) divergence: Option<Divergence>,
     /// The records end with a segment that takes no more: waiting adds nothing to them.
@@ -160,7 +163,13 @@ impl State {
                 .segments()
                 .next_back()
                 .is_some_and(|active| found.start_offset < active.base_offset);
-        Ok(self.answer(found.slice, None, cannot_grow))
+        let aborted = match read.isolation {
+            Isolation::Uncommitted => Vec::new(),
+            Isolation::Committed => self.log.aborted_in(&found, up_to)?,
+        };
+        let mut answer = self.answer(found.slice, None, cannot_grow);
+        answer.aborted = aborted;
+        Ok(answer)
     }
 
     pub(super) fn answer(
@@ -182,6 +191,7 @@ impl State {
             log_start_offset: log_start,
             log_end_offset: log_end,
             records,
+            aborted: Vec::new(),
             divergence,
             cannot_grow,
             must_tell_log_start: false,

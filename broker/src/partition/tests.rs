@@ -42,7 +42,7 @@ fn led(directory: &Path, overrides: &[(&str, &str)]) -> Partition {
     partition
 }
 
-fn state(epoch: i32, leader: BrokerId) -> PartitionState {
+pub(super) fn state(epoch: i32, leader: BrokerId) -> PartitionState {
     PartitionState {
         replicas: vec![ME],
         isr: vec![ME],

@@ -51,6 +51,63 @@ impl AckWaiters {
     }
 }
 
+/// How many appends are told apart while a transaction holds readers back.
+const MAX_UNREAD: usize = 1024;
+
+/// Appended bytes that readers of committed records may not see yet, in the log's order.
+#[derive(Debug, Default)]
+pub(super) struct Unread {
+    appends: VecDeque<UnreadAppend>,
+}
+
+#[derive(Debug)]
+struct UnreadAppend {
+    begin: Offset,
+    end: Offset,
+    bytes: u64,
+}
+
+/// What has become readable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NowReadable {
+    Bytes(u64),
+    /// It cannot be told how much: whoever waits has to look.
+    Some,
+}
+
+impl Unread {
+    pub(super) fn appended(&mut self, begin: Offset, end: Offset, bytes: u64) {
+        let is_full = self.appends.len() == MAX_UNREAD;
+        match self.appends.back_mut() {
+            Some(last) if is_full => {
+                last.end = end;
+                last.bytes += bytes;
+            }
+            Some(_) | None => self.appends.push_back(UnreadAppend { begin, end, bytes }),
+        }
+    }
+
+    /// Everything below `offset` may be read.
+    pub(super) fn readable_below(&mut self, offset: Offset) -> NowReadable {
+        let mut bytes = 0;
+        while let Some(first) = self.appends.front()
+            && first.begin < offset
+        {
+            if offset < first.end {
+                return NowReadable::Some;
+            }
+            bytes += first.bytes;
+            self.appends.pop_front();
+        }
+        NowReadable::Bytes(bytes)
+    }
+
+    /// The log was cut and ends at `end`.
+    pub(super) fn cut(&mut self, end: Offset) {
+        self.appends.retain(|append| append.end <= end);
+    }
+}
+
 /// One fetch that waits until enough bytes are readable in all its partitions together.
 #[derive(Debug)]
 pub(crate) struct FetchWaiter {
@@ -153,6 +210,41 @@ mod tests {
         assert!(late.try_recv().is_err());
         waiters.fail(ErrorCode::NotLeaderOrFollower);
         assert_eq!(late.try_recv(), Ok(Err(ErrorCode::NotLeaderOrFollower)));
+    }
+
+    #[test]
+    fn bytes_count_as_readable_once_and_when_all_of_their_append_is() {
+        let mut unread = Unread::default();
+        for at in 0..3 {
+            unread.appended(Offset::new(at * 10), Offset::new(at * 10 + 10), 100);
+        }
+        let mut below = |offset| unread.readable_below(Offset::new(offset));
+        assert_eq!(below(0), NowReadable::Bytes(0));
+        assert_eq!(below(20), NowReadable::Bytes(200));
+        assert_eq!(below(25), NowReadable::Some);
+        assert_eq!(below(30), NowReadable::Bytes(100));
+        assert_eq!(below(40), NowReadable::Bytes(0));
+    }
+
+    #[test]
+    fn a_long_transaction_takes_bounded_memory_and_hides_no_byte() {
+        let mut unread = Unread::default();
+        let count = 3 * MAX_UNREAD as i64;
+        for at in 0..count {
+            unread.appended(Offset::new(at), Offset::new(at + 1), 1);
+        }
+        assert_eq!(unread.appends.len(), MAX_UNREAD);
+        assert_eq!(
+            unread.readable_below(Offset::new(10)),
+            NowReadable::Bytes(10)
+        );
+        // Somewhere in what was put together.
+        assert_eq!(
+            unread.readable_below(Offset::new(count - 1)),
+            NowReadable::Some
+        );
+        let rest = NowReadable::Bytes(2 * MAX_UNREAD as u64 + 1);
+        assert_eq!(unread.readable_below(Offset::new(count)), rest);
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@ mod client_groups;
 mod etcd;
 mod groups;
 mod hostile;
+mod isolation;
 mod pipelining;
 mod placement;
 mod records;

@@ -423,9 +423,10 @@ impl Parked {
                 continue;
             };
             let seen = match limits.reader {
-                Reader::Consumer { .. } | Reader::Pretender => {
-                    Seen::HighWatermark(seen.high_watermark)
-                }
+                Reader::Consumer { .. } | Reader::Pretender => match limits.isolation {
+                    Isolation::Uncommitted => Seen::HighWatermark(seen.high_watermark),
+                    Isolation::Committed => Seen::LastStable(seen.last_stable_offset),
+                },
                 Reader::Replica(..) => Seen::Log {
                     start: seen.log_start_offset,
                     end: seen.log_end_offset,

@@ -13,7 +13,7 @@ use crate::{
 };
 use bytes::{BufMut, BytesMut};
 use std::sync::Arc;
-use yuxi_log::FileSlice;
+use yuxi_log::{AbortedTransaction, FileSlice};
 use yuxi_protocol::{
     error_code::ErrorCode,
     ids::{BrokerId, LeaderEpoch, Offset},
@@ -41,8 +41,8 @@ pub(super) struct FetchedPartition {
     pub(super) log_start_offset: Offset,
     /// Not part of the answer.
     pub(super) log_end_offset: Offset,
-    /// The aborted transactions follow, of which there are none yet.
-    read_committed: bool,
+    /// Told to readers of committed records.
+    aborted: Option<Vec<AbortedTransaction>>,
     pub(super) current_leader: Option<(BrokerId, LeaderEpoch)>,
     /// Whom to read from instead (KIP-392).
     preferred_replica: Option<BrokerId>,
@@ -64,7 +64,7 @@ impl FetchedPartition {
             last_stable_offset: UNKNOWN,
             log_start_offset: UNKNOWN,
             log_end_offset: UNKNOWN,
-            read_committed: false,
+            aborted: None,
             current_leader: None,
             preferred_replica: None,
             must_tell_log_start: false,
@@ -83,7 +83,7 @@ impl FetchedPartition {
             last_stable_offset: answer.last_stable_offset,
             log_start_offset: answer.log_start_offset,
             log_end_offset: answer.log_end_offset,
-            read_committed: isolation == Isolation::Committed,
+            aborted: (isolation == Isolation::Committed).then_some(answer.aborted),
             current_leader: None,
             preferred_replica: None,
             must_tell_log_start: answer.must_tell_log_start,
@@ -245,13 +245,7 @@ impl Writer {
         if self.version >= LOG_START_FROM {
             self.bytes.put_i64(fetched.log_start_offset.value());
         }
-        if fetched.read_committed {
-            self.count(0);
-        } else if self.flexible() {
-            self.varint(0);
-        } else {
-            self.bytes.put_i32(-1);
-        }
+        self.aborted(fetched.aborted.as_deref());
         if self.version >= PREFERRED_REPLICA_FROM {
             let replica = fetched.preferred_replica.unwrap_or(BrokerId::NONE);
             self.bytes.put_i32(replica.value());
@@ -265,6 +259,23 @@ impl Writer {
         }
         if self.flexible() {
             self.partition_tags(fetched.divergence, fetched.current_leader);
+        }
+    }
+
+    fn aborted(&mut self, transactions: Option<&[AbortedTransaction]>) {
+        let Some(transactions) = transactions else {
+            if self.flexible() {
+                self.varint(0);
+            } else {
+                self.bytes.put_i32(-1);
+            }
+            return;
+        };
+        self.count(transactions.len());
+        for transaction in transactions {
+            self.bytes.put_i64(transaction.producer_id.value());
+            self.bytes.put_i64(transaction.first_offset.value());
+            self.no_tags();
         }
     }
 
@@ -337,9 +348,10 @@ mod tests {
     use yuxi_protocol::{
         codec::{Bytes, Uuid},
         frame,
-        ids::TopicId,
+        ids::{ProducerId, TopicId},
         messages::fetch_response::{
-            EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint, PartitionData,
+            self, EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint,
+            PartitionData,
         },
         record::{BatchView, RecordBatchBuilder},
     };
@@ -387,12 +399,26 @@ mod tests {
         }
     }
 
+    fn aborted(number: i64) -> AbortedTransaction {
+        AbortedTransaction {
+            producer_id: ProducerId::new(number),
+            first_offset: Offset::new(number * 10),
+            last_offset: Offset::new(number * 10 + 5),
+            last_stable_offset: Offset::new(number * 10 + 6),
+        }
+    }
+
     fn read(partition: i32, records: Option<FileSlice>, isolation: Isolation) -> FetchedPartition {
         let answer = ReadAnswer {
             high_watermark: Offset::new(100),
             last_stable_offset: Offset::new(90),
             log_start_offset: Offset::new(10),
             log_end_offset: Offset::new(120),
+            // Where there are no records there is nothing to leave out.
+            aborted: match (&records, isolation) {
+                (Some(_), Isolation::Committed) => (1..=200).map(aborted).collect(),
+                (Some(_), Isolation::Uncommitted) | (None, _) => Vec::new(),
+            },
             records,
             divergence: None,
             cannot_grow: false,
@@ -409,7 +435,15 @@ mod tests {
             error_code: fetched.error.code(),
             high_watermark: fetched.high_watermark.value(),
             last_stable_offset: fetched.last_stable_offset.value(),
-            aborted_transactions: fetched.read_committed.then(Vec::new),
+            aborted_transactions: fetched.aborted.as_ref().map(|aborted| {
+                let told = |one: &AbortedTransaction| {
+                    message!(fetch_response::AbortedTransaction {
+                        producer_id: one.producer_id.value(),
+                        first_offset: one.first_offset.value(),
+                    })
+                };
+                aborted.iter().map(told).collect()
+            }),
             records: Some(match fetched.records {
                 Some(_) => records.clone(),
                 None => Bytes::new(),
