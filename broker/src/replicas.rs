@@ -307,7 +307,7 @@ impl Replicas {
         let everywhere = changes
             .configs
             .iter()
-            .any(|scope| !matches!(scope, ConfigScope::Topic(_)));
+            .any(|scope| matches!(scope, ConfigScope::Broker(_) | ConfigScope::Cluster));
         if everywhere {
             for topic in new.topics() {
                 self.configure(topic, new, settings);

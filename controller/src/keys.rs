@@ -10,7 +10,7 @@
 //! topics/orders            {"topic_id":"…","partitions":300}
 //! partitions/TOPIC_ID/2    {"256":{"replicas":[1,2],"isr":[1,2],"leader":1,…},…}     partitions 256 to 383
 //! configs/topics/orders    {"retention.ms":"1000"}
-//! configs/brokers/1, configs/cluster
+//! configs/brokers/1, configs/cluster, configs/groups/G
 //! producer_ids             {"next_producer_id":4000}
 //! ```
 //!
@@ -63,6 +63,8 @@ pub enum ConfigScope {
     Broker(BrokerId),
     /// Every broker that has no override of its own.
     Cluster,
+    /// One consumer group.
+    Group(Arc<str>),
 }
 
 /// As its key spells it.
@@ -95,6 +97,7 @@ impl fmt::Display for Key {
             Self::Config(ConfigScope::Topic(name)) => write!(f, "configs/topics/{name}"),
             Self::Config(ConfigScope::Broker(id)) => write!(f, "configs/brokers/{id}"),
             Self::Config(ConfigScope::Cluster) => f.write_str("configs/cluster"),
+            Self::Config(ConfigScope::Group(id)) => write!(f, "configs/groups/{id}"),
             Self::ProducerIds => f.write_str("producer_ids"),
         }
     }
@@ -122,6 +125,7 @@ impl Key {
             Some(("configs", rest)) => match rest.split_once('/')? {
                 ("topics", name) => Self::Config(ConfigScope::Topic(name.into())),
                 ("brokers", id) => Self::Config(ConfigScope::Broker(broker(id)?)),
+                ("groups", id) => Self::Config(ConfigScope::Group(id.into())),
                 _ => return None,
             },
             Some(_) => return None,

@@ -6,6 +6,7 @@ use yuxi_protocol::ids::BrokerId;
 
 pub(super) const TOPIC: i8 = 2;
 pub(super) const BROKER: i8 = 4;
+pub(super) const GROUP: i8 = 32;
 
 /// The scope that a resource means. A broker without a name is the whole cluster.
 pub(super) fn scope(kind: i8, name: &str) -> Result<ConfigScope, ControllerError> {
@@ -20,9 +21,10 @@ pub(super) fn scope(kind: i8, name: &str) -> Result<ConfigScope, ControllerError
                     "Broker id must be an integer, but it is: {name}"
                 ))
             }),
+        GROUP => Ok(ConfigScope::Group(Arc::from(name))),
         _ => Err(ControllerError::InvalidRequest(format!(
-            "configs of resource type {kind} are not supported: only topics ({TOPIC}) and brokers \
-             ({BROKER}) have any"
+            "configs of resource type {kind} are not supported: only topics ({TOPIC}), brokers \
+             ({BROKER}) and groups ({GROUP}) have any"
         ))),
     }
 }

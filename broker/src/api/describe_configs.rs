@@ -82,6 +82,10 @@ fn describe(
             Ok(describe::topic(&node.live_settings(), overrides))
         }
         ConfigScope::Cluster => Ok(describe::cluster_defaults(overrides)),
+        ConfigScope::Group(id) if id.is_empty() => Err(ControllerError::InvalidRequest(
+            "Group name must not be empty".to_owned(),
+        )),
+        ConfigScope::Group(_) => Ok(describe::group(&node.live_settings(), overrides)),
         ConfigScope::Broker(id) if *id == node.broker_id => {
             Ok(describe::broker(&node.live_settings()))
         }

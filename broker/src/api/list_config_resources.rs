@@ -2,6 +2,7 @@
 //! ListClientMetricsResources.
 
 use super::{Context, config_resource};
+use yuxi_controller::keys::ConfigScope;
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
@@ -12,9 +13,8 @@ use yuxi_protocol::{
     },
 };
 
-/// Kinds that Kafka has and this broker has none of: client metrics and groups.
+/// Kinds that Kafka has and this broker has none of.
 const CLIENT_METRICS: i8 = 16;
-const GROUP: i8 = 32;
 const BROKER_LOGGER: i8 = 8;
 
 pub(super) fn handle(
@@ -26,7 +26,7 @@ pub(super) fn handle(
         config_resource::BROKER,
         BROKER_LOGGER,
         CLIENT_METRICS,
-        GROUP,
+        config_resource::GROUP,
     ];
     let kinds: &[i8] = match (context.version, request.resource_types.as_slice()) {
         (0, _) => &[CLIENT_METRICS],
@@ -59,6 +59,16 @@ pub(super) fn handle(
                     .brokers()
                     .map(|broker| resource(kind, broker.id.to_string().into())),
             ),
+            config_resource::GROUP => {
+                config_resources.extend(image.config_scopes().filter_map(
+                    |(scope, _)| match scope {
+                        ConfigScope::Group(id) => Some(resource(kind, StrBytes::from(&**id))),
+                        ConfigScope::Topic(_) | ConfigScope::Broker(_) | ConfigScope::Cluster => {
+                            None
+                        }
+                    },
+                ));
+            }
             // There are none.
             _ => {}
         }

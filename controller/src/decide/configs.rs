@@ -15,7 +15,7 @@ use crate::{
     ControllerError,
     image::ClusterImage,
     keys::{ConfigScope, ConfigValue, Key, print_value},
-    settings::{Kind, ServerSettings, broker, topic},
+    settings::{Kind, ServerSettings, broker, group, topic},
 };
 
 const MIN_ISR: &str = "min.insync.replicas";
@@ -76,7 +76,7 @@ pub fn alter(
                     "Each resource must appear at most once.".to_owned(),
                 ));
             }
-            if let Some((new, change)) = alter_scope(image, alteration)? {
+            if let Some((new, change)) = alter_scope(image, settings, alteration)? {
                 new_values.insert(&alteration.scope, new);
                 changes.push(change);
             }
@@ -150,6 +150,7 @@ pub(super) fn of_new_topic(
 
 fn alter_scope(
     image: &ClusterImage,
+    settings: &ServerSettings,
     alteration: &ConfigAlteration,
 ) -> Result<Option<(ConfigValue, ChangeSet)>, ControllerError> {
     let scope = &alteration.scope;
@@ -185,6 +186,10 @@ fn alter_scope(
             validate(scope, name, value)?;
         }
     }
+    if matches!(scope, ConfigScope::Group(_)) {
+        group::validate(settings, &new)
+            .map_err(|problem| ControllerError::InvalidConfig(problem.to_string()))?;
+    }
     if new == old {
         return Ok(None);
     }
@@ -213,7 +218,14 @@ fn check_exists(image: &ClusterImage, scope: &ConfigScope) -> Result<(), Control
         ConfigScope::Broker(id) if !is_known(image, *id) => {
             Err(ControllerError::BrokerIdNotRegistered(id.value()))
         }
-        ConfigScope::Topic(_) | ConfigScope::Broker(_) | ConfigScope::Cluster => Ok(()),
+        ConfigScope::Group(id) if id.is_empty() => Err(ControllerError::InvalidRequest(
+            "Default group resources are not allowed.".to_owned(),
+        )),
+        // A group may be set up before its first member comes.
+        ConfigScope::Topic(_)
+        | ConfigScope::Broker(_)
+        | ConfigScope::Cluster
+        | ConfigScope::Group(_) => Ok(()),
     }
 }
 
@@ -310,6 +322,7 @@ fn list_default(scope: &ConfigScope, name: &str) -> Option<&'static str> {
             )
         }
         ConfigScope::Broker(_) | ConfigScope::Cluster => (broker::find(name)?.kind, Some(name)),
+        ConfigScope::Group(_) => (group::find(name)?.setting.kind, None),
     };
     let default = source.and_then(broker::find).and_then(|row| row.default);
     (kind == Kind::List).then(|| default.unwrap_or(""))
@@ -319,6 +332,7 @@ fn check_known(scope: &ConfigScope, name: &str) -> Result<(), ControllerError> {
     let known = match scope {
         ConfigScope::Topic(_) => topic::find(name).is_some(),
         ConfigScope::Broker(_) | ConfigScope::Cluster => broker::find(name).is_some(),
+        ConfigScope::Group(_) => group::find(name).is_some(),
     };
     if known {
         Ok(())
@@ -339,6 +353,7 @@ fn validate(scope: &ConfigScope, name: &str, value: &str) -> Result<(), Controll
         }
         ConfigScope::Topic(_) => topic::validate(name, value),
         ConfigScope::Broker(_) | ConfigScope::Cluster => broker::validate_dynamic(name, value),
+        ConfigScope::Group(_) => group::check_one(name, value),
     };
     checked.map_err(|problem| ControllerError::InvalidConfig(problem.to_string()))
 }

@@ -19,8 +19,9 @@ use super::{
         Setting, Update,
     },
     value::{
-        CleanupPolicy, CompressionType, Directory, EtcdEndpoints, File, HostPort, Listener,
-        LogFormat, LogLevel, Password, ReplicaSelector, SettingValue, TimestampType,
+        CleanupPolicy, CompressionType, ConsumerAssignors, Directory, EtcdEndpoints, File,
+        GroupMigrationPolicy, HostPort, Listener, LogFormat, LogLevel, Password, ReplicaSelector,
+        SettingValue, TimestampType,
     },
 };
 
@@ -339,6 +340,36 @@ server_settings! {
             "group.initial.rebalance.delay.ms", Some("3000"), AtLeast(0), AtStart;
         /// How many members a group can have.
         group_max_size: i32 = "group.max.size", Some("2147483647"), AtLeast(1), AtStart;
+        /// How long a member may be silent that speaks the consumer protocol (KIP-848).
+        group_consumer_session_timeout_ms: i32 =
+            "group.consumer.session.timeout.ms", Some("45000"), AtLeast(1), AtStart;
+        /// The shortest session time-out that can be set for one group.
+        group_consumer_min_session_timeout_ms: i32 =
+            "group.consumer.min.session.timeout.ms", Some("45000"), AtLeast(1), AtStart;
+        /// The longest session time-out that can be set for one group.
+        group_consumer_max_session_timeout_ms: i32 =
+            "group.consumer.max.session.timeout.ms", Some("60000"), AtLeast(1), AtStart;
+        /// How often a member is told to be heard from that speaks the consumer protocol.
+        group_consumer_heartbeat_interval_ms: i32 =
+            "group.consumer.heartbeat.interval.ms", Some("5000"), AtLeast(1), AtStart;
+        /// The shortest heartbeat interval that can be set for one group.
+        group_consumer_min_heartbeat_interval_ms: i32 =
+            "group.consumer.min.heartbeat.interval.ms", Some("5000"), AtLeast(1), AtStart;
+        /// The longest heartbeat interval that can be set for one group.
+        group_consumer_max_heartbeat_interval_ms: i32 =
+            "group.consumer.max.heartbeat.interval.ms", Some("15000"), AtLeast(1), AtStart;
+        /// How many members a group of the consumer protocol can have.
+        group_consumer_max_size: i32 =
+            "group.consumer.max.size", Some("2147483647"), AtLeast(1), AtStart;
+        /// The assignors that members of the consumer protocol can choose from; the first is
+        /// taken where none is chosen.
+        group_consumer_assignors: ConsumerAssignors =
+            "group.consumer.assignors", Some("uniform,range"), Any, AtStart;
+        /// Which groups may become ones of the other protocol while they have members: classic
+        /// groups when a member of the consumer protocol joins (upgrade), groups of the consumer
+        /// protocol when the last such member leaves (downgrade).
+        group_consumer_migration_policy: GroupMigrationPolicy =
+            "group.consumer.migration.policy", Some("bidirectional"), Any, AtStart;
     }
     "Idempotent producers" {
         /// How long a producer that writes nothing is remembered for telling duplicates.
@@ -500,6 +531,45 @@ impl ServerSettings {
         self.layers.given(row)
     }
 
+    /// A time-out and an interval must lie between what they may be, and a member must have
+    /// time for more than one heartbeat.
+    fn consumer_group_conflicts(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let bounds = [
+            (
+                "group.consumer.{}session.timeout.ms",
+                self.group_consumer_min_session_timeout_ms,
+                self.group_consumer_session_timeout_ms,
+                self.group_consumer_max_session_timeout_ms,
+            ),
+            (
+                "group.consumer.{}heartbeat.interval.ms",
+                self.group_consumer_min_heartbeat_interval_ms,
+                self.group_consumer_heartbeat_interval_ms,
+                self.group_consumer_max_heartbeat_interval_ms,
+            ),
+        ];
+        for (name, low, value, high) in bounds {
+            if !(low..=high).contains(&value) {
+                found.push(format!(
+                    "{}={value} does not lie between {}={low} and {}={high}",
+                    name.replace("{}", ""),
+                    name.replace("{}", "min."),
+                    name.replace("{}", "max.")
+                ));
+            }
+        }
+        let session = self.group_consumer_session_timeout_ms;
+        let heartbeat = self.group_consumer_heartbeat_interval_ms;
+        if heartbeat >= session {
+            found.push(format!(
+                "group.consumer.heartbeat.interval.ms={heartbeat} is not less than \
+                 group.consumer.session.timeout.ms={session}"
+            ));
+        }
+        found
+    }
+
     fn conflicts(&self) -> Vec<Problem> {
         let mut found = Vec::new();
         if self.group_min_session_timeout_ms > self.group_max_session_timeout_ms {
@@ -508,6 +578,7 @@ impl ServerSettings {
                 self.group_min_session_timeout_ms, self.group_max_session_timeout_ms
             ));
         }
+        found.extend(self.consumer_group_conflicts());
         match &self.advertised_listeners {
             Some(Listener(address)) if address.is_wildcard() => found.push(format!(
                 "advertised.listeners={} is not an address that a client can connect to: name a \
@@ -596,7 +667,9 @@ pub fn validate_dynamic(name: &str, value: &str) -> Result<(), Problem> {
     let row = names::broker(name)?;
     match row.update {
         Update::Running => row.check(value, parses(row.name, value.trim())),
-        Update::AtStart | Update::PerTopic => Err(Problem::ReadOnly { key: row.name }),
+        Update::AtStart | Update::PerTopic | Update::PerGroup => {
+            Err(Problem::ReadOnly { key: row.name })
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::{
     broker::{self, ServerSettings},
+    group::{self, GroupSetting},
     row::{Kind, Setting, Update},
     topic::{self, TopicSetting},
 };
@@ -23,6 +24,8 @@ pub enum Source {
     StaticBroker = 4,
     /// Nobody set it.
     Default = 5,
+    /// The group's own setting.
+    DynamicGroup = 8,
 }
 
 /// One setting with its value; that of a secret is hidden.
@@ -74,6 +77,26 @@ pub fn topic(
         DescribedConfig::new(&row.setting, Some(value), synonyms)
     };
     topic::ROWS.iter().map(describe).collect()
+}
+
+/// The settings of a group with these `overrides`.
+pub fn group(
+    settings: &ServerSettings,
+    overrides: &BTreeMap<String, String>,
+) -> Vec<DescribedConfig> {
+    let describe = |row: &'static GroupSetting| {
+        let mut synonyms = synonyms(broker::find(row.synonym).into_iter(), settings);
+        let value = match overrides.get(row.setting.name) {
+            Some(text) => {
+                let own = ConfigSynonym::new(&row.setting, text, Source::DynamicGroup);
+                synonyms.insert(0, own);
+                text.trim().to_owned()
+            }
+            None => row.inherited(settings),
+        };
+        DescribedConfig::new(&row.setting, Some(value), synonyms)
+    };
+    group::ROWS.iter().map(describe).collect()
 }
 
 /// The settings of the broker itself.

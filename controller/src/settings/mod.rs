@@ -1,6 +1,6 @@
-//! The settings of the daemons and of topics, each declared once.
+//! The settings of the daemons, of topics and of groups, each declared once.
 //!
-//! `broker.rs` and `topic.rs` hold the two tables. From their rows come the typed
+//! `broker.rs`, `topic.rs` and `group.rs` hold the tables. From their rows come the typed
 //! values ([`ServerSettings`], [`TopicSettings`]), the checks of files, overrides
 //! and dynamic changes, what DescribeConfigs answers ([`describe`]),
 //! `etc/broker.properties` and `docs/SETTINGS.md`. Nothing stands in a table that
@@ -12,6 +12,7 @@
 pub mod broker;
 pub mod describe;
 mod error;
+pub mod group;
 mod names;
 mod properties;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use properties::parse_override;
 pub use row::{Kind, Range, Setting, Update};
 pub use topic::TopicSettings;
 pub use value::{
-    CleanupPolicy, CompressionType, Directory, EtcdEndpoints, File, HostPort, Listener, LogFormat,
-    LogLevel, Password, ReplicaSelector, SettingValue, TimestampType,
+    CleanupPolicy, CompressionType, ConsumerAssignor, ConsumerAssignors, Directory, EtcdEndpoints,
+    File, GroupMigrationPolicy, HostPort, Listener, LogFormat, LogLevel, Password, ReplicaSelector,
+    SettingValue, TimestampType,
 };

@@ -4,6 +4,7 @@
 use super::{
     broker,
     error::Problem,
+    group::{self, GroupSetting},
     row::Setting,
     topic::{self, TopicSetting},
 };
@@ -122,8 +123,8 @@ pub(super) const NOT_HERE: &[(&str, &str)] = &[
     ("offsets.commit.", REMOVE),
     ("group.coordinator.", REMOVE),
     (
-        "group.consumer.",
-        "only groups of the classic protocol are served; remove it",
+        "group.consumer.regex.refresh.interval.ms",
+        "regular expressions are matched again when there are other topics; remove it",
     ),
     ("group.share.", NO_SHARE_GROUPS),
     ("group.streams.", NO_SHARE_GROUPS),
@@ -172,6 +173,15 @@ pub(super) fn broker(name: &str) -> Result<&'static Setting, Problem> {
 ///
 /// # Errors
 /// What the name was probably meant to be, or why Yuxi has no such setting.
+pub(super) fn group(name: &str) -> Result<&'static GroupSetting, Problem> {
+    if let Some(row) = group::find(name) {
+        return Ok(row);
+    }
+    refuse(name)?;
+    let nearest = nearest(name, group::ROWS.iter().map(|row| row.setting.name));
+    Err(unknown("group", name, nearest))
+}
+
 pub(super) fn topic(name: &str) -> Result<&'static TopicSetting, Problem> {
     if let Some(row) = topic::find(name) {
         return Ok(row);

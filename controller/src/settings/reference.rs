@@ -6,6 +6,7 @@ use std::{fmt::Write, fs, path::Path};
 
 use super::{
     broker::SECTIONS,
+    group,
     names::NOT_HERE,
     row::{Range, Setting, Update},
     topic::{self, Synonym},
@@ -51,7 +52,7 @@ fn example() -> String {
             text.push_str(&wrapped("# ", &row.documentation().replace('`', "")));
             let accepts = match row.update {
                 Update::Running => ". It can be changed while the broker runs.",
-                Update::AtStart | Update::PerTopic => ".",
+                Update::AtStart | Update::PerTopic | Update::PerGroup => ".",
             };
             text.push_str(&wrapped(
                 "# ",
@@ -86,7 +87,7 @@ fn reference() -> String {
         for row in section.settings {
             let changed = match row.update {
                 Update::Running => "running",
-                Update::AtStart | Update::PerTopic => "at start",
+                Update::AtStart | Update::PerTopic | Update::PerGroup => "at start",
             };
             let default = row.default.map_or("not set".to_owned(), code);
             cells(&mut text, row, &[&default, changed]);
@@ -105,6 +106,15 @@ fn reference() -> String {
             .map(|Synonym { name, .. }| code(name))
             .collect();
         cells(&mut text, &row.setting, &[&synonyms.join(", ")]);
+    }
+    text.push_str(
+        "\n# Of a group\n\n\
+         Given for one group of the consumer protocol, whether it is there or not (resource type \
+         GROUP). Where nothing is given the broker's setting holds.\n\n\
+         | Name | Accepts | The broker's setting | Meaning |\n|---|---|---|---|\n",
+    );
+    for row in group::ROWS {
+        cells(&mut text, &row.setting, &[&code(row.synonym)]);
     }
     text.push_str(
         "\n# Of Kafka, but not here\n\n\

@@ -9,7 +9,7 @@ use std::fmt;
 
 use super::{error::Problem, value::SettingValue};
 
-/// One setting of a daemon or of a topic.
+/// One setting of a daemon, of a topic or of a group.
 #[derive(Debug)]
 pub struct Setting {
     /// Kafka's name where Kafka has the setting, else ours.
@@ -74,6 +74,8 @@ pub enum Update {
     Running,
     /// For one topic, when it is created and at any time after.
     PerTopic,
+    /// For one consumer group, at any time, whether it is there or not.
+    PerGroup,
 }
 
 impl Setting {

@@ -178,6 +178,61 @@ impl CleanupPolicy {
     }
 }
 
+choice! {
+    /// Which consumer groups may become ones of the other kind while they have members
+    /// (`group.consumer.migration.policy`).
+    GroupMigrationPolicy: String {
+        /// None.
+        Disabled = "disabled",
+        /// Classic groups may become consumer groups.
+        Upgrade = "upgrade",
+        /// Consumer groups may become classic ones.
+        Downgrade = "downgrade",
+        /// Both.
+        Bidirectional = "bidirectional",
+    }
+}
+
+/// A way in which the coordinator divides partitions among the members of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsumerAssignor {
+    /// As evenly as can be, moving as little as that takes.
+    Uniform,
+    /// In ranges, each topic by itself.
+    Range,
+}
+
+/// The assignors that consumers may choose from, the one that is taken otherwise first
+/// (`group.consumer.assignors`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsumerAssignors(pub Vec<ConsumerAssignor>);
+
+impl SettingValue for ConsumerAssignors {
+    const KIND: Kind = Kind::List;
+    const EXPECTED: &'static str = "uniform or range or both";
+
+    /// By their short names, or those of Kafka's own classes.
+    fn parse(text: &str) -> Option<Self> {
+        let mut assignors = Vec::new();
+        for name in text.split(',') {
+            let assignor = match name.trim() {
+                "uniform" | "org.apache.kafka.coordinator.group.assignor.UniformAssignor" => {
+                    ConsumerAssignor::Uniform
+                }
+                "range" | "org.apache.kafka.coordinator.group.assignor.RangeAssignor" => {
+                    ConsumerAssignor::Range
+                }
+                _ => return None,
+            };
+            if assignors.contains(&assignor) {
+                return None;
+            }
+            assignors.push(assignor);
+        }
+        Some(Self(assignors))
+    }
+}
+
 impl SettingValue for CleanupPolicy {
     const KIND: Kind = Kind::List;
     const EXPECTED: &'static str = "delete or compact or both";
