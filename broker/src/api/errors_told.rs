@@ -3,7 +3,8 @@
 
 use yuxi_protocol::messages::{
     AllocateProducerIdsResponse, AlterConfigsResponse, AlterPartitionReassignmentsResponse,
-    AlterPartitionResponse, ApiVersionsResponse, CreatePartitionsResponse, CreateTopicsResponse,
+    AlterPartitionResponse, ApiVersionsResponse, ConsumerGroupDescribeResponse,
+    ConsumerGroupHeartbeatResponse, CreatePartitionsResponse, CreateTopicsResponse,
     DeleteGroupsResponse, DeleteRecordsResponse, DeleteTopicsResponse, DescribeClusterResponse,
     DescribeConfigsResponse, DescribeGroupsResponse, DescribeLogDirsResponse,
     DescribeProducersResponse, DescribeTopicPartitionsResponse, ElectLeadersResponse,
@@ -78,6 +79,8 @@ errors_told! {
     EnvelopeResponse: |answer| [answer.error_code];
     AllocateProducerIdsResponse: |answer| [answer.error_code];
     DescribeClusterResponse: |answer| [answer.error_code];
+    ConsumerGroupHeartbeatResponse: |answer| [answer.error_code];
+    ConsumerGroupDescribeResponse: |answer| each!(answer.groups);
     ListConfigResourcesResponse: |answer| [answer.error_code];
     ElectLeadersResponse: |answer| each!(answer.replica_election_results, partition_result)
         .chain([answer.error_code]);

@@ -11,6 +11,8 @@ mod alter_partition_reassignments;
 mod api_versions;
 mod authorized_operations;
 mod config_resource;
+mod consumer_group_describe;
+mod consumer_group_heartbeat;
 mod create_partitions;
 mod create_topics;
 mod delete_records;
@@ -245,6 +247,18 @@ pub(crate) static APIS: &[Api] = &[
         Order::Pipelined,
         |request| later(request, allocate_producer_ids::handle),
     )),
+    api::<messages::ConsumerGroupHeartbeatRequest>(
+        "ConsumerGroupHeartbeat",
+        1,
+        Order::InTurn,
+        |request| later(request, consumer_group_heartbeat::handle),
+    ),
+    api::<messages::ConsumerGroupDescribeRequest>(
+        "ConsumerGroupDescribe",
+        1,
+        Order::InTurn,
+        |request| later(request, consumer_group_describe::handle),
+    ),
     api::<messages::ListConfigResourcesRequest>(
         "ListConfigResources",
         1,

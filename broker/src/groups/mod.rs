@@ -8,6 +8,7 @@
 //! high watermark.
 
 mod loading;
+mod view;
 
 use crate::{
     internal_topics::CONSUMER_OFFSETS,
@@ -24,13 +25,14 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{Notify, oneshot};
+use view::View;
 use yuxi_controller::{
     image::{ClusterImage, TopicChange},
-    settings::ServerSettings,
+    settings::{ConsumerAssignor, GroupMigrationPolicy, ServerSettings},
 };
 use yuxi_coordinator::groups::{
-    CoordinatorRecord, Effects, GroupConfig, GroupRequest, GroupResponse, GroupShard, Reply,
-    RequestContext, Ticket,
+    Assignor, ConsumerGroupConfig, CoordinatorRecord, Effects, GroupConfig, GroupRequest,
+    GroupResponse, GroupShard, MigrationPolicy, Reply, RequestContext, Ticket,
 };
 use yuxi_protocol::{
     codec::StrBytes,
@@ -102,7 +104,7 @@ impl Groups {
         let started: Vec<_> = request
             .split(partitions)
             .into_iter()
-            .map(|(partition, part)| self.start(node, partition, part, context))
+            .map(|(partition, part)| self.start(node, &image, partition, part, context))
             .collect();
         let mut merged: Option<GroupResponse> = None;
         for part in started {
@@ -121,6 +123,7 @@ impl Groups {
     fn start(
         &self,
         node: &Arc<Node>,
+        image: &ClusterImage,
         partition: i32,
         request: GroupRequest,
         context: &RequestContext,
@@ -151,7 +154,7 @@ impl Groups {
         let ticket = Ticket(self.next_ticket.fetch_add(1, Ordering::Relaxed));
         let (sender, receiver) = oneshot::channel();
         state.waiting.insert(ticket, sender);
-        let effects = group.handle(context, request, ticket, now_ms);
+        let effects = group.handle(context, request, ticket, &View(image), now_ms);
         shard.carry_out(node, state, effects, now_ms);
         if let Phase::Serving(group) = &state.phase {
             self.wake_timer_before(group.next_deadline());
@@ -267,7 +270,11 @@ impl Groups {
         self.all()
             .iter()
             .map(|shard| match &shard.state().phase {
-                Phase::Serving(group) => group.counts().groups.values().sum(),
+                Phase::Serving(group) => {
+                    let counts = group.counts();
+                    let classic: usize = counts.groups.values().sum();
+                    classic + counts.consumer_groups.values().sum::<usize>()
+                }
                 Phase::Loading | Phase::Closed => 0,
             })
             .sum()
@@ -289,6 +296,7 @@ impl Groups {
             // Whoever sets a deadline during the look wakes the timer for another.
             self.next_look_ms.store(i64::MAX, Ordering::SeqCst);
             let now_ms = time::now_ms();
+            let image = node.image();
             let mut next: Option<i64> = None;
             for shard in self.all() {
                 let mut state = shard.state();
@@ -297,7 +305,7 @@ impl Groups {
                     continue;
                 };
                 if group.next_deadline().is_some_and(|at| at <= now_ms) {
-                    let effects = group.tick(now_ms);
+                    let effects = group.tick(&View(&image), now_ms);
                     shard.carry_out(node, state, effects, now_ms);
                 }
                 if let Phase::Serving(group) = &state.phase
@@ -473,5 +481,29 @@ fn config(settings: &ServerSettings) -> GroupConfig {
         offset_metadata_max_bytes: size(settings.offset_metadata_max_bytes),
         offsets_retention_ms: i64::from(settings.offsets_retention_minutes) * 60_000,
         offsets_retention_check_interval_ms: settings.offsets_retention_check_interval_ms,
+        consumer: ConsumerGroupConfig {
+            session_timeout_ms: settings.group_consumer_session_timeout_ms,
+            session_timeouts_ms: settings.group_consumer_min_session_timeout_ms
+                ..=settings.group_consumer_max_session_timeout_ms,
+            heartbeat_interval_ms: settings.group_consumer_heartbeat_interval_ms,
+            heartbeat_intervals_ms: settings.group_consumer_min_heartbeat_interval_ms
+                ..=settings.group_consumer_max_heartbeat_interval_ms,
+            max_size: size(settings.group_consumer_max_size),
+            assignors: settings
+                .group_consumer_assignors
+                .0
+                .iter()
+                .map(|assignor| match assignor {
+                    ConsumerAssignor::Uniform => Assignor::Uniform,
+                    ConsumerAssignor::Range => Assignor::Range,
+                })
+                .collect(),
+            migration: match settings.group_consumer_migration_policy {
+                GroupMigrationPolicy::Disabled => MigrationPolicy::Disabled,
+                GroupMigrationPolicy::Upgrade => MigrationPolicy::Upgrade,
+                GroupMigrationPolicy::Downgrade => MigrationPolicy::Downgrade,
+                GroupMigrationPolicy::Bidirectional => MigrationPolicy::Bidirectional,
+            },
+        },
     }
 }

@@ -19,15 +19,16 @@ use yuxi_protocol::{
 use super::{
     GroupShard,
     api::{Effects, RequestContext},
-    classic::{Group, GroupState},
+    classic::{CONSUMER_PROTOCOL_TYPE, Group, GroupState},
     records,
 };
 
 /// The state that DescribeGroups shows for a group that is not there.
 const DEAD: &str = "Dead";
 
-/// The type that ListGroups shows for these groups (KIP-848).
+/// The types that ListGroups shows (KIP-848).
 const CLASSIC: &str = "classic";
+const CONSUMER: &str = "consumer";
 
 /// From this version on, describing a group that is not there is an error (KIP-1043).
 const FIRST_DESCRIBE_VERSION_WITH_GROUP_ID_NOT_FOUND: i16 = 6;
@@ -40,13 +41,17 @@ impl GroupShard {
         context: &RequestContext,
         request: DescribeGroupsRequest,
     ) -> DescribeGroupsResponse {
-        let groups = request
-            .groups
-            .into_iter()
-            .map(|group_id| match self.groups.get(&group_id) {
-                Some(group) => described(group_id, group),
-                None => not_found(group_id, context.api_version),
-            });
+        let groups = request.groups.into_iter().map(|group_id| {
+            if let Some(group) = self.groups.get(&group_id) {
+                return described(group_id, group);
+            }
+            let problem = if self.consumers.contains_key(&group_id) {
+                "is not a classic group"
+            } else {
+                "not found"
+            };
+            not_found(group_id, problem, context.api_version)
+        });
         message!(DescribeGroupsResponse {
             groups: groups.collect()
         })
@@ -61,19 +66,35 @@ impl GroupShard {
         };
         let states = lower_case(&request.states_filter);
         let types = lower_case(&request.types_filter);
-        let is_wanted = |group: &Group| {
-            (states.is_empty() || states.contains(&group.state().name().to_lowercase()))
-                && (types.is_empty() || types.contains(CLASSIC))
+        let is_wanted = |state: &str, kind: &str| {
+            (states.is_empty() || states.contains(&state.to_lowercase()))
+                && (types.is_empty() || types.contains(kind))
         };
-        let groups = self.groups.iter().filter(|(_, group)| is_wanted(group));
-        let groups = groups.map(|(group_id, group)| {
-            message!(ListedGroup {
-                group_id: group_id.clone(),
-                protocol_type: group.protocol_type().cloned().unwrap_or_default(),
-                group_state: group.state().name().into(),
-                group_type: CLASSIC.into()
-            })
-        });
+        let classic = self
+            .groups
+            .iter()
+            .filter(|(_, group)| is_wanted(group.state().name(), CLASSIC))
+            .map(|(group_id, group)| {
+                message!(ListedGroup {
+                    group_id: group_id.clone(),
+                    protocol_type: group.protocol_type().cloned().unwrap_or_default(),
+                    group_state: group.state().name().into(),
+                    group_type: CLASSIC.into()
+                })
+            });
+        let consumer = self
+            .consumers
+            .iter()
+            .filter(|(_, group)| is_wanted(group.state().name(), CONSUMER))
+            .map(|(group_id, group)| {
+                message!(ListedGroup {
+                    group_id: group_id.clone(),
+                    protocol_type: CONSUMER_PROTOCOL_TYPE.into(),
+                    group_state: group.state().name().into(),
+                    group_type: CONSUMER.into()
+                })
+            });
+        let groups = classic.chain(consumer);
         message!(ListGroupsResponse {
             groups: groups.collect()
         })
@@ -91,7 +112,7 @@ impl GroupShard {
             .filter(|id| seen.insert(id.clone()));
         let results = distinct.map(|group_id| {
             let error = match self.groups.get(&group_id).map(Group::state) {
-                None => ErrorCode::GroupIdNotFound,
+                None => self.delete_consumer_group(&group_id, effects),
                 Some(GroupState::Empty) => {
                     effects.records.extend(self.tombstones_of(&group_id));
                     effects.records.push(records::group_tombstone(&group_id));
@@ -111,6 +132,20 @@ impl GroupShard {
         message!(DeleteGroupsResponse {
             results: results.collect()
         })
+    }
+}
+
+impl GroupShard {
+    fn delete_consumer_group(&self, group_id: &StrBytes, effects: &mut Effects) -> ErrorCode {
+        match self.consumers.get(group_id) {
+            None => ErrorCode::GroupIdNotFound,
+            Some(group) if group.members().is_empty() => {
+                effects.records.extend(self.tombstones_of(group_id));
+                effects.records.extend(group.tombstones(group_id));
+                ErrorCode::None
+            }
+            Some(_) => ErrorCode::NonEmptyGroup,
+        }
     }
 }
 
@@ -138,13 +173,13 @@ fn described(group_id: StrBytes, group: &Group) -> DescribedGroup {
     })
 }
 
-fn not_found(group_id: StrBytes, api_version: i16) -> DescribedGroup {
+fn not_found(group_id: StrBytes, problem: &str, api_version: i16) -> DescribedGroup {
     let mut group = message!(DescribedGroup {
         group_state: DEAD.into()
     });
     if api_version >= FIRST_DESCRIBE_VERSION_WITH_GROUP_ID_NOT_FOUND {
         group.error_code = ErrorCode::GroupIdNotFound.code();
-        group.error_message = Some(format!("Group {group_id} not found.").into());
+        group.error_message = Some(format!("Group {group_id} {problem}.").into());
     }
     group.group_id = group_id;
     group

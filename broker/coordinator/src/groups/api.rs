@@ -9,16 +9,22 @@ use yuxi_protocol::{
     error_code::ErrorCode,
     message,
     messages::{
-        DeleteGroupsRequest, DeleteGroupsResponse, DescribeGroupsRequest, DescribeGroupsResponse,
-        HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse,
-        LeaveGroupRequest, LeaveGroupResponse, ListGroupsRequest, ListGroupsResponse,
-        OffsetCommitRequest, OffsetCommitResponse, OffsetDeleteRequest, OffsetDeleteResponse,
-        OffsetFetchRequest, OffsetFetchResponse, SyncGroupRequest, SyncGroupResponse,
+        ConsumerGroupDescribeRequest, ConsumerGroupDescribeResponse, ConsumerGroupHeartbeatRequest,
+        ConsumerGroupHeartbeatResponse, DeleteGroupsRequest, DeleteGroupsResponse,
+        DescribeGroupsRequest, DescribeGroupsResponse, HeartbeatRequest, HeartbeatResponse,
+        JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, LeaveGroupResponse,
+        ListGroupsRequest, ListGroupsResponse, OffsetCommitRequest, OffsetCommitResponse,
+        OffsetDeleteRequest, OffsetDeleteResponse, OffsetFetchRequest, OffsetFetchResponse,
+        SyncGroupRequest, SyncGroupResponse, TxnOffsetCommitRequest, TxnOffsetCommitResponse,
+        consumer_group_describe_response::DescribedGroup as DescribedConsumerGroup,
         delete_groups_response::DeletableGroupResult,
         describe_groups_response::DescribedGroup,
         offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
         offset_fetch_response::{
             OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponseTopic,
+        },
+        txn_offset_commit_response::{
+            TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
         },
     },
 };
@@ -59,6 +65,8 @@ pub enum GroupRequest {
     Leave(LeaveGroupRequest),
     /// OffsetCommit 2–10.
     OffsetCommit(OffsetCommitRequest),
+    /// TxnOffsetCommit 0–5. The caller has verified that the transaction is open.
+    TxnOffsetCommit(TxnOffsetCommitRequest),
     /// OffsetFetch 1–10.
     OffsetFetch(OffsetFetchRequest),
     /// OffsetDelete 0.
@@ -69,6 +77,10 @@ pub enum GroupRequest {
     ListGroups(ListGroupsRequest),
     /// DeleteGroups 0–3.
     DeleteGroups(DeleteGroupsRequest),
+    /// ConsumerGroupHeartbeat 0–1.
+    ConsumerHeartbeat(ConsumerGroupHeartbeatRequest),
+    /// ConsumerGroupDescribe 0–1.
+    ConsumerDescribe(ConsumerGroupDescribeRequest),
 }
 
 /// The answer to the [`GroupRequest`] of the same name.
@@ -80,11 +92,30 @@ pub enum GroupResponse {
     Heartbeat(HeartbeatResponse),
     Leave(LeaveGroupResponse),
     OffsetCommit(OffsetCommitResponse),
+    TxnOffsetCommit(TxnOffsetCommitResponse),
     OffsetFetch(OffsetFetchResponse),
     OffsetDelete(OffsetDeleteResponse),
     DescribeGroups(DescribeGroupsResponse),
     ListGroups(ListGroupsResponse),
     DeleteGroups(DeleteGroupsResponse),
+    ConsumerHeartbeat(ConsumerGroupHeartbeatResponse),
+    ConsumerDescribe(ConsumerGroupDescribeResponse),
+}
+
+/// Why a request is refused, in the words that its client is told.
+#[derive(Clone, Debug)]
+pub(super) struct Refused {
+    pub(super) error: ErrorCode,
+    pub(super) message: String,
+}
+
+impl Refused {
+    pub(super) fn new(error: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            error,
+            message: message.into(),
+        }
+    }
 }
 
 /// What a call to the shard wants done, and what it answers once that is done.
@@ -94,11 +125,22 @@ pub struct Effects {
     /// To append to the shard's partition as one batch. When there are any, the shard
     /// must next be told how that went, by `written` or `write_failed`.
     pub records: Vec<CoordinatorRecord>,
+    /// The producer whose transaction the records are part of, if they are.
+    pub transaction: Option<TransactionalProducer>,
     /// To send, but only once the records and all earlier ones of the shard are below
     /// the high watermark.
     pub replies: Vec<Reply>,
     /// What the shard does when the records are written, or not.
     pub(super) completions: Vec<Completion>,
+}
+
+/// Who writes as part of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransactionalProducer {
+    /// The producer's id.
+    pub producer_id: i64,
+    /// The producer's epoch, which the log checks.
+    pub producer_epoch: i16,
 }
 
 /// A change of state that depends on how a write goes.
@@ -118,6 +160,20 @@ pub(super) enum Completion {
         before: Box<Group>,
         replaced: StrBytes,
         by: StrBytes,
+    },
+    /// A member's time was up; if that is not written it is there still, and has its session
+    /// once more.
+    RearmOnFailure { group: StrBytes, member: StrBytes },
+    /// Once written, the consumer group's epoch is right for this version of the topics.
+    TopicsChecked {
+        group: StrBytes,
+        version: Option<i64>,
+    },
+    /// Once written, the consumer group is this classic one, and rebalances if so wanted.
+    BecameClassic {
+        group: StrBytes,
+        classic: Box<Group>,
+        rebalance: bool,
     },
 }
 
@@ -149,6 +205,9 @@ impl GroupRequest {
             Self::OffsetCommit(request) => {
                 GroupResponse::OffsetCommit(offset_commit_refused(request, error))
             }
+            Self::TxnOffsetCommit(request) => GroupResponse::TxnOffsetCommit(
+                txn_offset_commit_refused(request, for_producer(api_version, error)),
+            ),
             Self::OffsetFetch(request) => {
                 GroupResponse::OffsetFetch(offset_fetch_refused(request, api_version, error))
             }
@@ -169,6 +228,23 @@ impl GroupRequest {
             }
             Self::ListGroups(_) => {
                 GroupResponse::ListGroups(message!(ListGroupsResponse { error_code }))
+            }
+            Self::ConsumerHeartbeat(_) => {
+                GroupResponse::ConsumerHeartbeat(message!(ConsumerGroupHeartbeatResponse {
+                    error_code
+                }))
+            }
+            Self::ConsumerDescribe(request) => {
+                GroupResponse::ConsumerDescribe(message!(ConsumerGroupDescribeResponse {
+                    groups: request
+                        .group_ids
+                        .iter()
+                        .map(|group_id| message!(DescribedConsumerGroup {
+                            error_code,
+                            group_id: group_id.clone()
+                        }))
+                        .collect()
+                }))
             }
             Self::DeleteGroups(request) => {
                 GroupResponse::DeleteGroups(message!(DeleteGroupsResponse {
@@ -213,6 +289,14 @@ impl GroupResponse {
                 }
                 Self::OffsetCommit(response)
             }
+            Self::TxnOffsetCommit(mut response) => {
+                for topic in &mut response.topics {
+                    for partition in &mut topic.partitions {
+                        unless_refused(&mut partition.error_code);
+                    }
+                }
+                Self::TxnOffsetCommit(response)
+            }
             Self::OffsetFetch(mut response) => {
                 response.error_code = error_code;
                 response.topics.clear();
@@ -232,6 +316,15 @@ impl GroupResponse {
                 Self::DescribeGroups(response)
             }
             Self::ListGroups(_) => Self::ListGroups(message!(ListGroupsResponse { error_code })),
+            Self::ConsumerHeartbeat(_) => {
+                Self::ConsumerHeartbeat(message!(ConsumerGroupHeartbeatResponse { error_code }))
+            }
+            Self::ConsumerDescribe(mut response) => {
+                for group in &mut response.groups {
+                    unless_refused(&mut group.error_code);
+                }
+                Self::ConsumerDescribe(response)
+            }
             Self::DeleteGroups(mut response) => {
                 for result in &mut response.results {
                     unless_refused(&mut result.error_code);
@@ -291,6 +384,39 @@ pub(super) fn offset_commit_refused(
         })
     });
     message!(OffsetCommitResponse {
+        topics: topics.collect()
+    })
+}
+
+/// Producers before version 2 do not live through an error that says that the group is
+/// loading (KAFKA-7296).
+fn for_producer(api_version: i16, error: ErrorCode) -> ErrorCode {
+    if api_version < 2 && error == ErrorCode::CoordinatorLoadInProgress {
+        ErrorCode::CoordinatorNotAvailable
+    } else {
+        error
+    }
+}
+
+/// A TxnOffsetCommit answer that says no for every partition.
+pub(super) fn txn_offset_commit_refused(
+    request: &TxnOffsetCommitRequest,
+    error: ErrorCode,
+) -> TxnOffsetCommitResponse {
+    let topics = request.topics.iter().map(|topic| {
+        message!(TxnOffsetCommitResponseTopic {
+            name: topic.name.clone(),
+            partitions: topic
+                .partitions
+                .iter()
+                .map(|partition| message!(TxnOffsetCommitResponsePartition {
+                    partition_index: partition.partition_index,
+                    error_code: error.code()
+                }))
+                .collect()
+        })
+    });
+    message!(TxnOffsetCommitResponse {
         topics: topics.collect()
     })
 }

@@ -26,7 +26,7 @@ use yuxi_protocol::{codec::StrBytes, error_code::ErrorCode};
 pub(super) use member::{Applicant, Member, Owed, Parked, Protocols};
 
 /// The protocol type of consumers, whose metadata says which topics they subscribe to.
-const CONSUMER_PROTOCOL_TYPE: &str = "consumer";
+pub(super) const CONSUMER_PROTOCOL_TYPE: &str = "consumer";
 
 /// Where a classic group stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

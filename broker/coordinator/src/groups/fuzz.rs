@@ -1,9 +1,10 @@
 //! The body of the fuzz target for records of `__consumer_offsets`.
 
 use bytes::Bytes;
+use yuxi_protocol::{codec::StrBytes, ids::TopicId};
 
 use super::{
-    GroupConfig, GroupShard,
+    ClusterView, GroupConfig, GroupOverrides, GroupShard, TopicView, consumer,
     records::{self, GroupRecord},
 };
 
@@ -30,13 +31,40 @@ pub fn fuzz_record(bytes: &[u8]) {
             let Some(deadline_ms) = shard.next_deadline() else {
                 break;
             };
-            let effects = shard.tick(deadline_ms);
+            let effects = shard.tick(&NoTopics, deadline_ms);
             if !effects.records.is_empty() {
                 let replies = shard.written(effects, deadline_ms);
                 assert!(replies.is_empty(), "nobody has asked");
             }
         }
         assert!(shard.unload().is_empty(), "nobody has asked");
+    }
+}
+
+/// A cluster without topics.
+struct NoTopics;
+
+impl ClusterView for NoTopics {
+    fn version(&self) -> i64 {
+        0
+    }
+
+    fn topic(&self, _: &str) -> Option<TopicView> {
+        None
+    }
+
+    fn topic_name(&self, _: TopicId) -> Option<StrBytes> {
+        None
+    }
+
+    fn visit_topic_names(&self, _: &mut dyn FnMut(&str)) {}
+
+    fn racks(&self, _: TopicId, _: i32) -> Vec<StrBytes> {
+        Vec::new()
+    }
+
+    fn group_overrides(&self, _: &str) -> GroupOverrides {
+        GroupOverrides::default()
     }
 }
 
@@ -71,6 +99,10 @@ fn write_and_read_back(record: GroupRecord) {
                 },
                 written,
             )
+        }
+        GroupRecord::Consumer(record) => {
+            let written = consumer::records::to_record(&record);
+            (GroupRecord::Consumer(record), written)
         }
         GroupRecord::OffsetCommit { value: None, .. }
         | GroupRecord::GroupMetadata { value: None, .. }

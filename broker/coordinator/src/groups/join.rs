@@ -14,7 +14,7 @@ use yuxi_protocol::{
 };
 
 use super::{
-    GroupShard,
+    ClusterView, GroupShard,
     api::{self, Completion, Effects, GroupResponse, RequestContext, Ticket},
     classic::{Applicant, Group, GroupState, Parked, Protocols},
     config::GroupConfig,
@@ -37,18 +37,18 @@ const MEMBER_ID_SUFFIX_BYTES: usize = 37;
 
 /// From this version on, a client is told its member id and joins a second time with
 /// it, so that a client that gives up leaves no member behind (KIP-394).
-const FIRST_VERSION_WITH_MEMBER_ID_REQUIRED: i16 = 4;
+pub(super) const FIRST_VERSION_WITH_MEMBER_ID_REQUIRED: i16 = 4;
 
 /// From this version on, a static leader that comes back can be told to leave the
 /// assignment as it is (KIP-814).
 const FIRST_VERSION_WITH_SKIP_ASSIGNMENT: i16 = 9;
 
 /// A JoinGroup that is in order.
-struct Attempt {
-    group_id: StrBytes,
+pub(super) struct Attempt {
+    pub(super) group_id: StrBytes,
     /// Empty if the client has none yet.
-    member_id: StrBytes,
-    applicant: Applicant,
+    pub(super) member_id: StrBytes,
+    pub(super) applicant: Applicant,
     reason: String,
 }
 
@@ -130,6 +130,7 @@ impl GroupShard {
         context: &RequestContext,
         request: &JoinGroupRequest,
         ticket: Ticket,
+        cluster: &dyn ClusterView,
         now_ms: i64,
         effects: &mut Effects,
     ) {
@@ -145,6 +146,22 @@ impl GroupShard {
             Ok(attempt) => attempt,
             Err(error) => return refuse(error),
         };
+        let new_member_id = new_member_id(&attempt, &mut self.uuids);
+        let replaced = match self.consumers.get_key_value(&attempt.group_id) {
+            None => Vec::new(),
+            // A group without members may be of either kind.
+            Some((id, group)) if group.members().is_empty() => group.tombstones(id),
+            Some(_) => {
+                return self.join_consumer_group(
+                    &attempt,
+                    new_member_id,
+                    parked,
+                    cluster,
+                    now_ms,
+                    effects,
+                );
+            }
+        };
         let is_new_group = !self.groups.contains_key(&attempt.group_id);
         if is_new_group {
             if !attempt.member_id.is_empty() {
@@ -153,7 +170,6 @@ impl GroupShard {
             self.groups
                 .insert(attempt.group_id.clone(), Group::new(now_ms));
         }
-        let new_member_id = new_member_id(&attempt, &mut self.uuids);
         let Some(mut turn) = self.turn(&attempt.group_id, now_ms, effects) else {
             return;
         };
@@ -166,6 +182,7 @@ impl GroupShard {
             self.groups.remove(&attempt.group_id);
             return;
         }
+        effects.records.extend(replaced);
         let record = Group::new(now_ms).to_record(&attempt.group_id, |_, _| Bytes::new());
         effects.records.push(record);
         effects.completions.push(Completion::ForgetOnFailure {

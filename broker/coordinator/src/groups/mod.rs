@@ -1,15 +1,18 @@
-//! Classic consumer groups: membership, assignments and committed offsets.
+//! Consumer groups, classic and new (KIP-848): membership, assignments and committed
+//! offsets.
 //!
 //! A [`GroupShard`] owns the groups of one partition of `__consumer_offsets`. It is
 //! pure: the runtime around it holds it behind a lock, tells it the time and appends
 //! its records. The order of calls:
 //!
-//! 1. *Load.* `new`, then `replay` for each record of the partition in order, then
-//!    `loaded` once, which arms the members' sessions anew. Until then requests are
-//!    [`GroupRequest::refused`] with COORDINATOR_LOAD_IN_PROGRESS.
+//! 1. *Load.* `new`, then `replay` for each record of the partition in order
+//!    (`replay_transactional` for those in a transactional batch, `transaction_ended` for a
+//!    marker), then `loaded` once, which arms the members' sessions anew. Until then
+//!    requests are [`GroupRequest::refused`] with COORDINATOR_LOAD_IN_PROGRESS.
 //! 2. *Serve.* `handle` a request, or `tick` when [`GroupShard::next_deadline`] has
 //!    come; look at the deadline again after every call. Both hand out [`Effects`].
-//! 3. *Write.* Effects with records are appended at once, as one batch, and before any
+//! 3. *Write.* Effects with records are appended at once, as one batch (a transactional
+//!    one of the producer that they name, if they do), and before any
 //!    other call the shard is told the outcome: `written`, or `write_failed`, whose own
 //!    effects are then dealt with in the same way. Replies that come with records are
 //!    not sent before that; `written` and `write_failed` hand them on.
@@ -19,16 +22,19 @@
 //! 5. *Unload.* On losing the partition, `unload` hands out an answer for every
 //!    request that still waits; replies not yet sent are to be refused likewise.
 //!
-//! Invariants: offsets and the deletion of groups take effect only when written; a
-//! group's members and generation may run ahead of the log, which shows the group as of
-//! its last assignment (or emptiness), and what ran ahead is lost with the shard: its
-//! members rejoin. Every ticket given to `handle` is answered exactly once, by some
+//! Invariants: a group id is that of a classic group or of a consumer group, never of both;
+//! offsets, the deletion of groups and everything about consumer groups take effect only
+//! when written; a classic group's members and generation may run ahead of the log, which
+//! shows the group as of its last assignment (or emptiness), and what ran ahead is lost with
+//! the shard: its members rejoin. Every ticket given to `handle` is answered exactly once, by some
 //! call's replies. No buffer of a request is kept.
 
 mod admin;
 mod api;
 mod classic;
+mod cluster;
 mod config;
+pub mod consumer;
 mod fuzz;
 mod join;
 mod offsets;
@@ -38,7 +44,10 @@ mod routing;
 mod sync;
 mod timers;
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use bytes::Bytes;
 use yuxi_protocol::{
@@ -48,15 +57,20 @@ use yuxi_protocol::{
     messages::{HeartbeatResponse, OffsetDeleteResponse},
 };
 
-pub use api::{Effects, GroupRequest, GroupResponse, Reply, RequestContext, Ticket};
+pub use api::{
+    Effects, GroupRequest, GroupResponse, Reply, RequestContext, Ticket, TransactionalProducer,
+};
 pub use classic::GroupState;
-pub use config::GroupConfig;
+pub use cluster::{ClusterView, GroupOverrides, TopicView};
+pub use config::{ConsumerGroupConfig, GroupConfig, MigrationPolicy};
+pub use consumer::{Assignor, ConsumerGroupState};
 pub use fuzz::fuzz_record;
 pub use records::{CoordinatorRecord, RecordError};
 pub use routing::partition_for;
 
 use api::Completion;
 use classic::Group;
+use consumer::{ConsumerGroup, ConsumerRecord};
 use offsets::{MAX_HOUSEKEEPING_BYTES, OffsetStore};
 use rebalance::Turn;
 use records::GroupRecord;
@@ -70,6 +84,7 @@ pub struct GroupShard {
     config: GroupConfig,
     uuids: UuidSource,
     groups: BTreeMap<StrBytes, Group>,
+    consumers: BTreeMap<StrBytes, ConsumerGroup>,
     offsets: OffsetStore,
     timers: Timers,
     phase: Phase,
@@ -100,12 +115,16 @@ pub enum Replayed {
 /// How much a shard holds, for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Groups by state.
+    /// Classic groups by state.
     pub groups: BTreeMap<GroupState, usize>,
+    /// Consumer groups by state.
+    pub consumer_groups: BTreeMap<ConsumerGroupState, usize>,
     /// Members of all groups.
     pub members: usize,
     /// Committed offsets.
     pub offsets: usize,
+    /// Offsets that wait for the end of their transaction.
+    pub pending_offsets: usize,
     /// Records that `replay` passed over because their kind is not served yet.
     pub skipped_records: u64,
 }
@@ -117,6 +136,7 @@ impl GroupShard {
             config,
             uuids,
             groups: BTreeMap::new(),
+            consumers: BTreeMap::new(),
             offsets: OffsetStore::default(),
             timers: Timers::default(),
             phase: Phase::Loading,
@@ -135,7 +155,19 @@ impl GroupShard {
     /// with the next.
     pub fn replay(&mut self, key: &Bytes, value: Option<&Bytes>) -> Result<Replayed, RecordError> {
         assert_eq!(self.phase, Phase::Loading, "the shard is loaded");
-        self.apply(key, value)
+        self.apply(None, key, value)
+    }
+
+    /// Takes in one record of a transactional batch of `producer_id` while the shard loads:
+    /// an offset in it waits for [`GroupShard::transaction_ended`].
+    pub fn replay_transactional(
+        &mut self,
+        producer_id: i64,
+        key: &Bytes,
+        value: Option<&Bytes>,
+    ) -> Result<Replayed, RecordError> {
+        assert_eq!(self.phase, Phase::Loading, "the shard is loaded");
+        self.apply(Some(producer_id), key, value)
     }
 
     /// All records are in: members' sessions begin anew, since nobody could have heard
@@ -144,6 +176,7 @@ impl GroupShard {
         assert_eq!(self.phase, Phase::Loading, "the shard is loaded once");
         self.phase = Phase::Ready;
         self.schedule_clean_up(now_ms);
+        self.arm_loaded_consumers(now_ms);
         let mut effects = Effects::default();
         let ids: Vec<StrBytes> = self.groups.keys().cloned().collect();
         for id in ids {
@@ -172,6 +205,7 @@ impl GroupShard {
         context: &RequestContext,
         request: GroupRequest,
         ticket: Ticket,
+        cluster: &dyn ClusterView,
         now_ms: i64,
     ) -> Effects {
         self.assert_ready();
@@ -179,11 +213,11 @@ impl GroupShard {
         let out = &mut effects;
         let response = match request {
             GroupRequest::Join(request) => {
-                self.join(context, &request, ticket, now_ms, out);
+                self.join(context, &request, ticket, cluster, now_ms, out);
                 return self.hand_out(effects);
             }
             GroupRequest::Sync(request) => {
-                self.sync(context, &request, ticket, now_ms, out);
+                self.sync(context, &request, ticket, cluster, now_ms, out);
                 return self.hand_out(effects);
             }
             GroupRequest::Heartbeat(request) => {
@@ -193,11 +227,14 @@ impl GroupShard {
                 }))
             }
             GroupRequest::Leave(request) => {
-                GroupResponse::Leave(self.leave(context, request, now_ms, out))
+                GroupResponse::Leave(self.leave(context, request, cluster, now_ms, out))
             }
             GroupRequest::OffsetCommit(request) => {
                 GroupResponse::OffsetCommit(self.commit_offsets(context, &request, now_ms, out))
             }
+            GroupRequest::TxnOffsetCommit(request) => GroupResponse::TxnOffsetCommit(
+                self.commit_transactional_offsets(&request, now_ms, out),
+            ),
             GroupRequest::OffsetFetch(request) => {
                 GroupResponse::OffsetFetch(self.fetch_offsets(context, request))
             }
@@ -209,6 +246,12 @@ impl GroupShard {
                 });
                 GroupResponse::OffsetDelete(response)
             }
+            GroupRequest::ConsumerHeartbeat(request) => GroupResponse::ConsumerHeartbeat(
+                self.consumer_heartbeat(context, &request, cluster, now_ms, out),
+            ),
+            GroupRequest::ConsumerDescribe(request) => GroupResponse::ConsumerDescribe(
+                self.describe_consumer_groups(context, request, cluster),
+            ),
             GroupRequest::DescribeGroups(request) => {
                 GroupResponse::DescribeGroups(self.describe(context, request))
             }
@@ -223,27 +266,56 @@ impl GroupShard {
 
     /// Does what is due at `now_ms`. If that is a lot, part of it is left for the next
     /// call and [`GroupShard::next_deadline`] stays in the past.
-    pub fn tick(&mut self, now_ms: i64) -> Effects {
+    pub fn tick(&mut self, cluster: &dyn ClusterView, now_ms: i64) -> Effects {
         self.assert_ready();
         let mut effects = Effects::default();
         let mut counted = 0;
         let mut bytes = 0;
+        let mut changed: BTreeSet<StrBytes> = BTreeSet::new();
         while bytes < MAX_HOUSEKEEPING_BYTES {
+            // What is to be written of a consumer group rests on what is written of it.
+            if let Some(TimerKey::Consumer { group, .. }) = self.timers.peek_due(now_ms)
+                && changed.contains(group)
+            {
+                break;
+            }
             let Some((key, task)) = self.timers.pop_due(now_ms) else {
                 break;
             };
-            let (TimerKey::Member { group, .. }
-            | TimerKey::Join { group }
-            | TimerKey::Sync { group }) = &key
-            else {
-                if self.clean_up(now_ms, &mut effects) {
+            let group = match &key {
+                TimerKey::CleanUp => {
+                    // It looks at all groups, and so must see what is to be written.
+                    if !changed.is_empty() || !self.clean_up(now_ms, &mut effects) {
+                        self.schedule_clean_up_in(0, now_ms);
+                        break;
+                    }
                     self.schedule_clean_up(now_ms);
-                } else {
-                    self.timers
-                        .schedule(TimerKey::CleanUp, now_ms, Task::CleanUp);
-                    break;
+                    bytes += size_of(&effects.records[counted..]);
+                    counted = effects.records.len();
+                    continue;
                 }
-                continue;
+                TimerKey::Consumer {
+                    group,
+                    member,
+                    timer,
+                } => {
+                    if let Task::FenceMember { epoch } = task {
+                        changed.insert(group.clone());
+                        self.consumer_time_out(
+                            (group, member),
+                            (*timer, epoch),
+                            cluster,
+                            now_ms,
+                            &mut effects,
+                        );
+                    }
+                    bytes += size_of(&effects.records[counted..]);
+                    counted = effects.records.len();
+                    continue;
+                }
+                TimerKey::Member { group, .. }
+                | TimerKey::Join { group }
+                | TimerKey::Sync { group } => group,
             };
             let Some(mut turn) = self.turn(group, now_ms, &mut effects) else {
                 continue;
@@ -263,7 +335,7 @@ impl GroupShard {
                 }
                 (Task::CompleteJoin, _) => turn.complete_join(),
                 (Task::ExpireSync { generation }, _) => turn.expire_sync(generation),
-                (Task::ExpireMember | Task::CleanUp, _) => {}
+                (Task::ExpireMember | Task::CleanUp | Task::FenceMember { .. }, _) => {}
             }
             bytes += size_of(&effects.records[counted..]);
             counted = effects.records.len();
@@ -281,18 +353,34 @@ impl GroupShard {
     #[must_use = "replies must be sent"]
     pub fn written(&mut self, effects: Effects, now_ms: i64) -> Vec<Reply> {
         self.outcome_known();
+        let producer_id = effects.transaction.map(|producer| producer.producer_id);
         for record in &effects.records {
-            self.apply_written(record);
+            self.apply_written(producer_id, record);
         }
         let mut out = Effects {
             replies: effects.replies,
             ..Default::default()
         };
         for completion in effects.completions {
-            if let Completion::Assign { group, assignment } = completion
-                && let Some(mut turn) = self.turn(&group, now_ms, &mut out)
-            {
-                turn.assigned(assignment);
+            match completion {
+                Completion::Assign { group, assignment } => {
+                    if let Some(mut turn) = self.turn(&group, now_ms, &mut out) {
+                        turn.assigned(assignment);
+                    }
+                }
+                Completion::TopicsChecked { group, version } => {
+                    if let Some(group) = self.consumers.get_mut(&group) {
+                        group.topics_checked(version);
+                    }
+                }
+                Completion::BecameClassic {
+                    group,
+                    classic,
+                    rebalance,
+                } => self.became_classic(&group, *classic, rebalance, now_ms, &mut out),
+                Completion::ForgetOnFailure { .. }
+                | Completion::RestoreOnFailure { .. }
+                | Completion::RearmOnFailure { .. } => {}
             }
         }
         assert!(out.records.is_empty(), "a write leads to no other");
@@ -338,11 +426,16 @@ impl GroupShard {
     pub fn counts(&self) -> Counts {
         let mut counts = Counts {
             offsets: self.offsets.len(),
+            pending_offsets: self.offsets.pending_len(),
             skipped_records: self.skipped_records,
             ..Counts::default()
         };
         for group in self.groups.values() {
             *counts.groups.entry(group.state()).or_default() += 1;
+            counts.members += group.members().len();
+        }
+        for group in self.consumers.values() {
+            *counts.consumer_groups.entry(group.state()).or_default() += 1;
             counts.members += group.members().len();
         }
         counts
@@ -392,20 +485,27 @@ impl GroupShard {
     }
 
     fn schedule_clean_up(&mut self, now_ms: i64) {
-        let interval_ms = self.config.offsets_retention_check_interval_ms.max(1);
+        self.schedule_clean_up_in(self.clean_up_interval_ms(), now_ms);
+    }
+
+    fn schedule_clean_up_in(&mut self, delay_ms: i64, now_ms: i64) {
         self.timers
-            .schedule(TimerKey::CleanUp, now_ms + interval_ms, Task::CleanUp);
+            .schedule(TimerKey::CleanUp, now_ms + delay_ms, Task::CleanUp);
+    }
+
+    fn clean_up_interval_ms(&self) -> i64 {
+        self.config.offsets_retention_check_interval_ms.max(1)
     }
 
     /// A record of ours is in the log. That of a group with members says what the group
     /// is already; all others take effect now.
-    fn apply_written(&mut self, record: &CoordinatorRecord) {
+    fn apply_written(&mut self, producer_id: Option<i64>, record: &CoordinatorRecord) {
         let is_group = matches!(
             records::decode(&record.key, None),
             Ok(GroupRecord::GroupMetadata { .. })
         );
         if !is_group || record.value.is_none() {
-            let applied = self.apply(&record.key, record.value.as_ref());
+            let applied = self.apply(producer_id, &record.key, record.value.as_ref());
             assert_eq!(
                 applied,
                 Ok(Replayed::Applied),
@@ -414,17 +514,28 @@ impl GroupShard {
         }
     }
 
-    fn apply(&mut self, key: &Bytes, value: Option<&Bytes>) -> Result<Replayed, RecordError> {
+    /// Takes a record into the state; an offset in a transaction of `producer_id` if it is
+    /// part of one.
+    fn apply(
+        &mut self,
+        producer_id: Option<i64>,
+        key: &Bytes,
+        value: Option<&Bytes>,
+    ) -> Result<Replayed, RecordError> {
         match records::decode(key, value)? {
             GroupRecord::OffsetCommit {
                 key,
                 value: Some(value),
             } => {
-                if !self.groups.contains_key(&key.group) {
+                if !self.groups.contains_key(&key.group) && !self.consumers.contains_key(&key.group)
+                {
                     let simple = Group::new(value.commit_timestamp_ms);
                     self.groups.insert(copied(&key.group), simple);
                 }
-                self.offsets.put(&key, value);
+                match producer_id {
+                    None => self.offsets.put(&key, value),
+                    Some(producer_id) => self.offsets.put_pending(producer_id, &key, value),
+                }
             }
             GroupRecord::OffsetCommit { key, value: None } => self.offsets.remove(&key),
             GroupRecord::GroupMetadata { group, value: None } => {
@@ -440,14 +551,79 @@ impl GroupShard {
                 value: Some(value),
             } => {
                 let loaded = Group::from_record(&group, value)?;
+                if self.consumers.contains_key(&group) {
+                    return Err(RecordError::Inconsistent {
+                        group,
+                        problem: "it is a consumer group",
+                    });
+                }
                 self.groups.insert(copied(&group), loaded);
             }
+            GroupRecord::Consumer(record) => self.apply_consumer(record)?,
             GroupRecord::Other { key_version } => {
                 self.skipped_records += 1;
                 return Ok(Replayed::Skipped { key_version });
             }
         }
         Ok(Replayed::Applied)
+    }
+
+    fn apply_consumer(&mut self, record: ConsumerRecord) -> Result<(), RecordError> {
+        match &record {
+            ConsumerRecord::Epoch { group, value: None } => {
+                let removed = self.consumers.remove(group);
+                for member in removed.iter().flat_map(|group| group.members().keys()) {
+                    self.cancel_consumer_timers(group, member);
+                }
+                return Ok(());
+            }
+            ConsumerRecord::Member {
+                group,
+                member,
+                value: None,
+            } => self.cancel_consumer_timers(group, member),
+            _ => {}
+        }
+        if record.is_tombstone() {
+            if let Some(group) = self.consumers.get_mut(record.group()) {
+                group.apply(record);
+            }
+            return Ok(());
+        }
+        let id = copied(record.group());
+        // A classic group that only stores offsets has no record of its own.
+        if let Some(classic) = self.groups.get(&id) {
+            if !classic.members().is_empty() || classic.protocol_type().is_some() {
+                return Err(RecordError::Inconsistent {
+                    group: id,
+                    problem: "it is a classic group",
+                });
+            }
+            self.forget(&id, ErrorCode::UnknownMemberId, &mut Effects::default());
+        }
+        self.consumers.entry(id).or_default().apply(record);
+        Ok(())
+    }
+
+    /// The group has become a classic one in the log, and does so here.
+    fn became_classic(
+        &mut self,
+        id: &StrBytes,
+        classic: Group,
+        rebalance: bool,
+        now_ms: i64,
+        effects: &mut Effects,
+    ) {
+        self.groups.insert(copied(id), classic);
+        let Some(mut turn) = self.turn(id, now_ms, effects) else {
+            return;
+        };
+        for member_id in turn.group.member_ids() {
+            turn.renew_session(&member_id);
+        }
+        if rebalance {
+            turn.prepare_rebalance("the last member that spoke the consumer protocol has gone");
+        }
     }
 
     fn undo(&mut self, completion: Completion, error: ErrorCode, now_ms: i64, out: &mut Effects) {
@@ -459,6 +635,11 @@ impl GroupShard {
                 }
             }
             Completion::ForgetOnFailure { group } => self.forget(&group, error, out),
+            Completion::RearmOnFailure { group, member } => {
+                self.rearm_consumer_session(&group, &member, now_ms);
+            }
+            // Nothing of it has happened.
+            Completion::TopicsChecked { .. } | Completion::BecameClassic { .. } => {}
             Completion::RestoreOnFailure {
                 group,
                 before,
@@ -493,6 +674,7 @@ impl fmt::Debug for GroupShard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GroupShard")
             .field("groups", &self.groups.len())
+            .field("consumer_groups", &self.consumers.len())
             .field("offsets", &self.offsets.len())
             .field("phase", &self.phase)
             .finish_non_exhaustive()

@@ -1,9 +1,13 @@
 //! Committed offsets: commit, fetch, delete, expire.
 //!
-//! The store is owned by the shard and changes only when a record is replayed: at load,
-//! and when a write has succeeded. A request turns into records, never into a change.
+//! The store is owned by the shard and changes only when a record or a transaction's
+//! marker is taken in: at load, and when a write has succeeded. A request turns into
+//! records, never into a change.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod store;
+mod transactional;
+
+use std::collections::BTreeSet;
 
 use yuxi_protocol::{
     codec::StrBytes,
@@ -12,8 +16,6 @@ use yuxi_protocol::{
     messages::{
         OffsetCommitRequest, OffsetCommitResponse, OffsetDeleteRequest, OffsetDeleteResponse,
         OffsetFetchRequest, OffsetFetchResponse,
-        offset_commit_request::OffsetCommitRequestPartition,
-        offset_commit_response::OffsetCommitResponsePartition,
         offset_delete_response::{OffsetDeleteResponsePartition, OffsetDeleteResponseTopic},
         offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics},
         offset_fetch_response::{
@@ -27,9 +29,10 @@ use super::{
     GroupShard,
     api::{self, Effects, RequestContext},
     classic::{Group, GroupState},
-    copied,
     records::{self, CoordinatorRecord, MAX_STRING_BYTES, OffsetCommitKey, OffsetCommitValue},
 };
+
+pub(super) use store::OffsetStore;
 
 /// From this version on, a commit to a group that does not exist is told so.
 const FIRST_COMMIT_VERSION_WITH_GROUP_ID_NOT_FOUND: i16 = 9;
@@ -44,66 +47,15 @@ const NO_OFFSET: i64 = -1;
 /// the topic's `max.message.bytes`; what is left follows in the next one.
 pub(super) const MAX_HOUSEKEEPING_BYTES: usize = 256 * 1024;
 
-type TopicOffsets = BTreeMap<StrBytes, BTreeMap<i32, OffsetCommitValue>>;
-
-#[derive(Debug, Default)]
-pub(super) struct OffsetStore {
-    by_group: BTreeMap<StrBytes, TopicOffsets>,
-    len: usize,
-}
-
-impl OffsetStore {
-    pub(super) fn put(&mut self, key: &OffsetCommitKey, mut value: OffsetCommitValue) {
-        value.metadata = copied(&value.metadata);
-        let topics = entry(&mut self.by_group, &key.group);
-        let partitions = entry(topics, &key.topic);
-        if partitions.insert(key.partition, value).is_none() {
-            self.len += 1;
-        }
-    }
-
-    pub(super) fn remove(&mut self, key: &OffsetCommitKey) {
-        let Some(topics) = self.by_group.get_mut(&key.group) else {
-            return;
-        };
-        let Some(partitions) = topics.get_mut(&key.topic) else {
-            return;
-        };
-        if partitions.remove(&key.partition).is_some() {
-            self.len -= 1;
-        }
-        if partitions.is_empty() {
-            topics.remove(&key.topic);
-        }
-        if topics.is_empty() {
-            self.by_group.remove(&key.group);
-        }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
-    pub(super) fn of_group(&self, group: &StrBytes) -> Option<&TopicOffsets> {
-        self.by_group.get(group)
-    }
-
-    fn get(
-        &self,
-        group: &StrBytes,
-        topic: &StrBytes,
-        partition: i32,
-    ) -> Option<&OffsetCommitValue> {
-        self.by_group.get(group)?.get(topic)?.get(&partition)
-    }
-}
-
-/// The entry for a name, made under a copy of the name if it is not there.
-fn entry<'a, V: Default>(map: &'a mut BTreeMap<StrBytes, V>, name: &StrBytes) -> &'a mut V {
-    if !map.contains_key(name) {
-        map.insert(copied(name), V::default());
-    }
-    map.entry(name.clone()).or_default()
+/// An offset that a client wants committed.
+#[derive(Clone, Copy)]
+struct NewOffset<'a> {
+    partition: i32,
+    offset: i64,
+    leader_epoch: i32,
+    metadata: Option<&'a StrBytes>,
+    commit_timestamp_ms: i64,
+    expire_timestamp_ms: Option<i64>,
 }
 
 impl GroupShard {
@@ -130,56 +82,55 @@ impl GroupShard {
             .then(|| now_ms.saturating_add(request.retention_time_ms));
         let mut response = api::offset_commit_refused(request, ErrorCode::None);
         for (topic, answer) in request.topics.iter().zip(&mut response.topics) {
-            self.commit_topic(
-                &request.group_id,
-                &topic.name,
-                topic.partitions.iter().zip(&mut answer.partitions),
-                (now_ms, expire_timestamp_ms),
-                effects,
-            );
+            for (partition, answer) in topic.partitions.iter().zip(&mut answer.partitions) {
+                let offset = NewOffset {
+                    partition: partition.partition_index,
+                    offset: partition.committed_offset,
+                    leader_epoch: partition.committed_leader_epoch,
+                    metadata: partition.committed_metadata.as_ref(),
+                    commit_timestamp_ms: now_ms,
+                    expire_timestamp_ms,
+                };
+                if let Err(error) = self.commit_one(&request.group_id, &topic.name, offset, effects)
+                {
+                    answer.error_code = error.code();
+                }
+            }
         }
         response
     }
 
-    fn commit_topic<'a>(
+    /// Adds the record that commits `new`, unless it can't be stored.
+    fn commit_one(
         &self,
         group: &StrBytes,
         topic: &StrBytes,
-        partitions: impl Iterator<
-            Item = (
-                &'a OffsetCommitRequestPartition,
-                &'a mut OffsetCommitResponsePartition,
-            ),
-        >,
-        (commit_timestamp_ms, expire_timestamp_ms): (i64, Option<i64>),
+        new: NewOffset<'_>,
         effects: &mut Effects,
-    ) {
-        for (partition, answer) in partitions {
-            let metadata = partition.committed_metadata.clone().unwrap_or_default();
-            if topic.len() > MAX_STRING_BYTES {
-                answer.error_code = ErrorCode::UnknownTopicOrPartition.code();
-            } else if metadata.len() > MAX_STRING_BYTES
-                || metadata.encode_utf16().count() > self.config.offset_metadata_max_bytes
-            {
-                answer.error_code = ErrorCode::OffsetMetadataTooLarge.code();
-            } else {
-                let key = OffsetCommitKey {
-                    group: group.clone(),
-                    topic: topic.clone(),
-                    partition: partition.partition_index,
-                };
-                effects.records.push(records::offset_commit(
-                    &key,
-                    &OffsetCommitValue {
-                        offset: partition.committed_offset,
-                        leader_epoch: partition.committed_leader_epoch,
-                        metadata,
-                        commit_timestamp_ms,
-                        expire_timestamp_ms,
-                    },
-                ));
-            }
+    ) -> Result<(), ErrorCode> {
+        let metadata = new.metadata.cloned().unwrap_or_default();
+        if topic.len() > MAX_STRING_BYTES {
+            return Err(ErrorCode::UnknownTopicOrPartition);
         }
+        if metadata.len() > MAX_STRING_BYTES
+            || metadata.encode_utf16().count() > self.config.offset_metadata_max_bytes
+        {
+            return Err(ErrorCode::OffsetMetadataTooLarge);
+        }
+        let key = OffsetCommitKey {
+            group: group.clone(),
+            topic: topic.clone(),
+            partition: new.partition,
+        };
+        let value = OffsetCommitValue {
+            offset: new.offset,
+            leader_epoch: new.leader_epoch,
+            metadata,
+            commit_timestamp_ms: new.commit_timestamp_ms,
+            expire_timestamp_ms: new.expire_timestamp_ms,
+        };
+        effects.records.push(records::offset_commit(&key, &value));
+        Ok(())
     }
 
     fn validate_commit(
@@ -188,6 +139,17 @@ impl GroupShard {
         request: &OffsetCommitRequest,
     ) -> Result<(), ErrorCode> {
         let generation = request.generation_id_or_member_epoch;
+        if let Some(group) = self.consumers.get(&request.group_id) {
+            let member = group.validate_commit(&request.member_id, generation)?;
+            // Older clients do not know what a stale member epoch is.
+            let knows_epochs = context.api_version >= FIRST_COMMIT_VERSION_WITH_GROUP_ID_NOT_FOUND;
+            return match member {
+                Some(member) if !member.is_classic() && !knows_epochs => {
+                    Err(ErrorCode::UnsupportedVersion)
+                }
+                _ => Ok(()),
+            };
+        }
         let Some(group) = self.groups.get(&request.group_id) else {
             // A consumer that only stores offsets, or an administrator, makes the group
             // by committing; the record's replay does that.
@@ -219,8 +181,9 @@ impl GroupShard {
         Ok(())
     }
 
-    /// `require_stable` needs nothing here: the answer waits until all earlier records
-    /// are below the high watermark, and without transactions no offset is pending.
+    /// With `require_stable` an offset that a transaction may be about to replace is not
+    /// told (KIP-447). That it is committed needs nothing here: the answer waits until all
+    /// earlier records are below the high watermark.
     pub(super) fn fetch_offsets(
         &self,
         context: &RequestContext,
@@ -230,7 +193,7 @@ impl GroupShard {
             let groups = request
                 .groups
                 .into_iter()
-                .map(|group| self.fetch_group(group));
+                .map(|group| self.fetch_group(group, request.require_stable));
             return message!(OffsetFetchResponse {
                 groups: groups.collect()
             });
@@ -248,37 +211,62 @@ impl GroupShard {
             group_id: request.group_id,
             topics
         });
-        let topics = self.fetch_group(group).topics.into_iter().map(|topic| {
-            let partitions = topic.partitions.into_iter().map(|partition| {
-                message!(OffsetFetchResponsePartition {
-                    partition_index: partition.partition_index,
-                    committed_offset: partition.committed_offset,
-                    committed_leader_epoch: partition.committed_leader_epoch,
-                    metadata: partition.metadata,
-                    error_code: partition.error_code
+        let topics = self
+            .fetch_group(group, request.require_stable)
+            .topics
+            .into_iter()
+            .map(|topic| {
+                let partitions = topic.partitions.into_iter().map(|partition| {
+                    message!(OffsetFetchResponsePartition {
+                        partition_index: partition.partition_index,
+                        committed_offset: partition.committed_offset,
+                        committed_leader_epoch: partition.committed_leader_epoch,
+                        metadata: partition.metadata,
+                        error_code: partition.error_code
+                    })
+                });
+                message!(OffsetFetchResponseTopic {
+                    name: topic.name,
+                    partitions: partitions.collect()
                 })
             });
-            message!(OffsetFetchResponseTopic {
-                name: topic.name,
-                partitions: partitions.collect()
-            })
-        });
         message!(OffsetFetchResponse {
             topics: topics.collect()
         })
     }
 
     /// The offsets of one group: those asked for, or all.
-    fn fetch_group(&self, request: OffsetFetchRequestGroup) -> OffsetFetchResponseGroup {
+    fn fetch_group(
+        &self,
+        request: OffsetFetchRequestGroup,
+        require_stable: bool,
+    ) -> OffsetFetchResponseGroup {
         let group_id = request.group_id;
+        let refusal = self.consumers.get(&group_id).and_then(|group| {
+            let member_id = request.member_id.as_ref();
+            group.validate_fetch(member_id, request.member_epoch).err()
+        });
+        if let Some(error) = refusal {
+            return message!(OffsetFetchResponseGroup {
+                group_id,
+                error_code: error.code()
+            });
+        }
+        let fetch = |topic: &StrBytes, partition: i32| {
+            if require_stable && self.offsets.is_pending(&group_id, topic, partition) {
+                unstable(partition)
+            } else {
+                fetched(partition, self.offsets.get(&group_id, topic, partition))
+            }
+        };
         let topics = match request.topics {
             Some(topics) => topics
                 .into_iter()
                 .map(|topic| {
-                    let partitions = topic.partition_indexes.into_iter().map(|partition| {
-                        let offset = self.offsets.get(&group_id, &topic.name, partition);
-                        fetched(partition, offset)
-                    });
+                    let partitions = topic
+                        .partition_indexes
+                        .into_iter()
+                        .map(|partition| fetch(&topic.name, partition));
                     message!(OffsetFetchResponseTopics {
                         partitions: partitions.collect(),
                         name: topic.name,
@@ -295,8 +283,8 @@ impl GroupShard {
                     message!(OffsetFetchResponseTopics {
                         name: name.clone(),
                         partitions: partitions
-                            .iter()
-                            .map(|(partition, offset)| fetched(*partition, Some(offset)))
+                            .keys()
+                            .map(|&partition| fetch(name, partition))
                             .collect()
                     })
                 })
@@ -313,24 +301,31 @@ impl GroupShard {
         if request.group_id.is_empty() {
             return Err(ErrorCode::InvalidGroupId);
         }
-        let group = self
-            .groups
-            .get(&request.group_id)
-            .ok_or(ErrorCode::GroupIdNotFound)?;
-        if group.state() != GroupState::Empty && !group.uses_consumer_protocol() {
-            // What such members read cannot be known.
-            return Err(ErrorCode::NonEmptyGroup);
+        let consumers = self.consumers.get(&request.group_id);
+        let classic = self.groups.get(&request.group_id);
+        if consumers.is_none() {
+            let group = classic.ok_or(ErrorCode::GroupIdNotFound)?;
+            if group.state() != GroupState::Empty && !group.uses_consumer_protocol() {
+                // What such members read cannot be known.
+                return Err(ErrorCode::NonEmptyGroup);
+            }
         }
+        let is_read = |topic: &StrBytes| {
+            consumers.is_some_and(|group| group.is_subscribed_to(topic))
+                || classic.is_some_and(|group| group.is_subscribed_to(topic))
+        };
         let topics = request.topics.iter().map(|topic| {
-            let error = if group.is_subscribed_to(&topic.name) {
+            let error = if is_read(&topic.name) {
                 ErrorCode::GroupSubscribedToTopic
             } else {
                 ErrorCode::None
             };
             let partitions = topic.partitions.iter().map(|partition| {
                 let partition = partition.partition_index;
-                let offset = self.offsets.get(&request.group_id, &topic.name, partition);
-                if error.is_ok() && offset.is_some() {
+                let group = &request.group_id;
+                let is_there = self.offsets.get(group, &topic.name, partition).is_some()
+                    || self.offsets.is_pending(group, &topic.name, partition);
+                if error.is_ok() && is_there {
                     effects
                         .records
                         .push(tombstone(&request.group_id, &topic.name, partition));
@@ -350,15 +345,11 @@ impl GroupShard {
         }))
     }
 
-    /// The tombstones of all offsets that the group has.
+    /// The tombstones of all offsets that the group has, pending ones too.
     pub(super) fn tombstones_of(&self, group: &StrBytes) -> Vec<CoordinatorRecord> {
-        let topics = self.offsets.of_group(group).into_iter().flatten();
-        topics
-            .flat_map(|(topic, partitions)| {
-                partitions
-                    .keys()
-                    .map(move |partition| tombstone(group, topic, *partition))
-            })
+        let partitions = self.offsets.partitions_of(group).into_iter();
+        partitions
+            .map(|(topic, partition)| tombstone(group, &topic, partition))
             .collect()
     }
 
@@ -368,19 +359,17 @@ impl GroupShard {
         self.assert_ready();
         let mut effects = Effects::default();
         let mut bytes = 0;
-        'groups: for (group, by_topic) in &self.offsets.by_group {
-            for (topic, partitions) in by_topic {
-                if !topics.contains(topic) {
+        'groups: for group in self.offsets.groups() {
+            for (topic, partition) in self.offsets.partitions_of(&group) {
+                if !topics.contains(&topic) {
                     continue;
                 }
-                for partition in partitions.keys() {
-                    if bytes >= MAX_HOUSEKEEPING_BYTES {
-                        break 'groups;
-                    }
-                    let record = tombstone(group, topic, *partition);
-                    bytes += record.key.len();
-                    effects.records.push(record);
+                if bytes >= MAX_HOUSEKEEPING_BYTES {
+                    break 'groups;
                 }
+                let record = tombstone(&group, &topic, partition);
+                bytes += record.key.len();
+                effects.records.push(record);
             }
         }
         self.hand_out(effects)
@@ -389,39 +378,64 @@ impl GroupShard {
     /// Deletes offsets that nobody needs any more, and the groups that are then left
     /// with nothing (KIP-211). False if it stopped early because there is a lot to do.
     pub(super) fn clean_up(&self, now_ms: i64, effects: &mut Effects) -> bool {
-        let mut bytes = 0;
+        let mut room = MAX_HOUSEKEEPING_BYTES;
         for (id, group) in &self.groups {
-            if bytes >= MAX_HOUSEKEEPING_BYTES {
+            let expired = |topic: &StrBytes, offset: &OffsetCommitValue| {
+                !group.is_subscribed_to(topic) && self.is_expired(group, offset, now_ms)
+            };
+            let Some(keeps_offsets) = self.expire_offsets(id, expired, &mut room, effects) else {
                 return false;
-            }
-            let mut keeps_offsets = false;
-            for (topic, partitions) in self.offsets.of_group(id).into_iter().flatten() {
-                let subscribed = group.is_subscribed_to(topic);
-                for (partition, offset) in partitions {
-                    if bytes >= MAX_HOUSEKEEPING_BYTES {
-                        return false;
-                    }
-                    if subscribed || !self.is_expired(group, offset, now_ms) {
-                        keeps_offsets = true;
-                        continue;
-                    }
-                    let record = tombstone(id, topic, *partition);
-                    bytes += record.key.len();
-                    effects.records.push(record);
-                }
-            }
+            };
             // A member that was just told its id is about to join.
             if !keeps_offsets && group.state() == GroupState::Empty && !group.has_pending() {
-                tracing::info!(
-                    group = id.as_str(),
-                    "the group is empty and has no offsets left"
-                );
-                let record = records::group_tombstone(id);
-                bytes += record.key.len();
-                effects.records.push(record);
+                clean_up_group(id, [records::group_tombstone(id)], &mut room, effects);
+            }
+        }
+        for (id, group) in &self.consumers {
+            let expired = |topic: &StrBytes, offset: &OffsetCommitValue| {
+                let since_ms = offset.commit_timestamp_ms;
+                !group.is_subscribed_to(topic) && self.is_past_retention(offset, since_ms, now_ms)
+            };
+            let Some(keeps_offsets) = self.expire_offsets(id, expired, &mut room, effects) else {
+                return false;
+            };
+            if !keeps_offsets && group.members().is_empty() {
+                clean_up_group(id, group.tombstones(id), &mut room, effects);
             }
         }
         true
+    }
+
+    /// Adds the tombstones of a group's offsets that are `expired`; whether it keeps any.
+    /// None if there was no room for all.
+    fn expire_offsets(
+        &self,
+        id: &StrBytes,
+        expired: impl Fn(&StrBytes, &OffsetCommitValue) -> bool,
+        room: &mut usize,
+        effects: &mut Effects,
+    ) -> Option<bool> {
+        if *room == 0 {
+            return None;
+        }
+        // What a transaction is about to commit is an offset too.
+        let mut keeps_offsets = self.offsets.has_open_transactions(id);
+        for (topic, partitions) in self.offsets.of_group(id).into_iter().flatten() {
+            for (partition, offset) in partitions {
+                if *room == 0 {
+                    return None;
+                }
+                if !expired(topic, &offset.value) || self.offsets.is_pending(id, topic, *partition)
+                {
+                    keeps_offsets = true;
+                    continue;
+                }
+                let record = tombstone(id, topic, *partition);
+                *room = room.saturating_sub(record.key.len());
+                effects.records.push(record);
+            }
+        }
+        Some(keeps_offsets)
     }
 
     fn is_expired(&self, group: &Group, offset: &OffsetCommitValue, now_ms: i64) -> bool {
@@ -435,10 +449,31 @@ impl GroupShard {
         } else {
             return false;
         };
+        self.is_past_retention(offset, since_ms, now_ms)
+    }
+
+    fn is_past_retention(&self, offset: &OffsetCommitValue, since_ms: i64, now_ms: i64) -> bool {
         match offset.expire_timestamp_ms {
             Some(expire_timestamp_ms) => now_ms >= expire_timestamp_ms,
             None => now_ms.saturating_sub(since_ms) >= self.config.offsets_retention_ms,
         }
+    }
+}
+
+/// Deletes a group that is empty and has no offsets left.
+fn clean_up_group(
+    id: &StrBytes,
+    tombstones: impl IntoIterator<Item = CoordinatorRecord>,
+    room: &mut usize,
+    effects: &mut Effects,
+) {
+    tracing::info!(
+        group = id.as_str(),
+        "the group is empty and has no offsets left"
+    );
+    for record in tombstones {
+        *room = room.saturating_sub(record.key.len());
+        effects.records.push(record);
     }
 }
 
@@ -448,6 +483,13 @@ fn tombstone(group: &StrBytes, topic: &StrBytes, partition: i32) -> CoordinatorR
         topic: topic.clone(),
         partition,
     })
+}
+
+/// The answer for an offset that a transaction may be about to replace.
+fn unstable(partition: i32) -> OffsetFetchResponsePartitions {
+    let mut answer = fetched(partition, None);
+    answer.error_code = ErrorCode::UnstableOffsetCommit.code();
+    answer
 }
 
 fn fetched(partition: i32, offset: Option<&OffsetCommitValue>) -> OffsetFetchResponsePartitions {

@@ -2,7 +2,8 @@
 //!
 //! Pure: bytes to values and back. Decoding is bounded by the bytes that are there,
 //! refuses malformed records with an error, and hands back kinds that are not served
-//! yet as [`GroupRecord::Other`]. Written are the versions that Kafka 4 writes.
+//! yet as [`GroupRecord::Other`]. Written are the versions that Kafka 4 writes. The records
+//! of consumer groups (KIP-848) are in `consumer/records.rs`.
 //!
 //! ```text
 //! key    version:i16 = 0|1  group:string  topic:string  partition:i32     an offset
@@ -28,6 +29,8 @@ use thiserror::Error;
 use yuxi_protocol::codec::{
     BoundedCount, BufferTarget, DecodeError, DecodeLimits, Decoder, EncodeError, Encoder, StrBytes,
 };
+
+use super::consumer::{self, ConsumerRecord};
 
 /// The longest string that these records can hold. Longer ones are refused where a
 /// request comes in, so that encoding a record cannot fail.
@@ -69,8 +72,10 @@ pub enum GroupRecord {
         /// None deletes it.
         value: Option<GroupMetadataValue>,
     },
-    /// A kind that is not served yet: groups of the new kinds (KIP-848, 932, 1071), or
-    /// one from the future.
+    /// A consumer group changed, or was deleted.
+    Consumer(ConsumerRecord),
+    /// A kind that is not served yet: share and streams groups (KIP-932, 1071), or one from
+    /// the future.
     Other {
         /// The number that the key begins with.
         key_version: i16,
@@ -189,6 +194,10 @@ pub fn decode(key: &Bytes, value: Option<&Bytes>) -> Result<GroupRecord, RecordE
             let value = value.as_ref().map(decode_group_metadata).transpose()?;
             Ok(GroupRecord::GroupMetadata { group, value })
         }
+        key_version if consumer::records::is_consumer_key(key_version) => {
+            let record = consumer::records::decode(key_version, decoder, value)?;
+            Ok(GroupRecord::Consumer(record))
+        }
         key_version => Ok(GroupRecord::Other { key_version }),
     }
 }
@@ -276,14 +285,16 @@ fn group_metadata_key(group: &StrBytes) -> Bytes {
     })
 }
 
-fn encode(write: impl FnOnce(&mut Encoder<BufferTarget<'_>>) -> Result<(), EncodeError>) -> Bytes {
+pub(super) fn encode(
+    write: impl FnOnce(&mut Encoder<BufferTarget<'_>>) -> Result<(), EncodeError>,
+) -> Bytes {
     let mut buffer = BytesMut::new();
     write(&mut Encoder::new(&mut buffer))
         .expect("strings too long for a record are refused where requests come in");
     buffer.freeze()
 }
 
-fn decoder(bytes: &Bytes) -> Result<Decoder, DecodeError> {
+pub(super) fn decoder(bytes: &Bytes) -> Result<Decoder, DecodeError> {
     let mut limits = DecodeLimits::default();
     // What was read must be writable in the older, narrower string format.
     limits.max_string_bytes = MAX_STRING_BYTES;

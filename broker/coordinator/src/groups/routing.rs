@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use yuxi_protocol::{
     codec::StrBytes,
     message,
-    messages::{DeleteGroupsRequest, DescribeGroupsRequest, OffsetFetchRequest},
+    messages::{
+        ConsumerGroupDescribeRequest, DeleteGroupsRequest, DescribeGroupsRequest,
+        OffsetFetchRequest,
+    },
 };
 
 use super::api::{GroupRequest, GroupResponse};
@@ -36,6 +39,9 @@ impl GroupRequest {
             }
             Self::Leave(ref request) => alone(partition_for(&request.group_id, partitions), self),
             Self::OffsetCommit(ref request) => {
+                alone(partition_for(&request.group_id, partitions), self)
+            }
+            Self::TxnOffsetCommit(ref request) => {
                 alone(partition_for(&request.group_id, partitions), self)
             }
             Self::OffsetDelete(ref request) => {
@@ -66,6 +72,20 @@ impl GroupRequest {
                     }))
                 },
             ),
+            Self::ConsumerHeartbeat(ref request) => {
+                alone(partition_for(&request.group_id, partitions), self)
+            }
+            Self::ConsumerDescribe(request) => by_partition(
+                request.group_ids,
+                partitions,
+                |group| group,
+                |group_ids| {
+                    Self::ConsumerDescribe(message!(ConsumerGroupDescribeRequest {
+                        group_ids,
+                        include_authorized_operations: request.include_authorized_operations
+                    }))
+                },
+            ),
             Self::DeleteGroups(request) => by_partition(
                 request.groups_names,
                 partitions,
@@ -87,6 +107,9 @@ impl GroupResponse {
         match (&mut self, other) {
             (Self::OffsetFetch(all), Self::OffsetFetch(part)) => all.groups.extend(part.groups),
             (Self::DescribeGroups(all), Self::DescribeGroups(part)) => {
+                all.groups.extend(part.groups);
+            }
+            (Self::ConsumerDescribe(all), Self::ConsumerDescribe(part)) => {
                 all.groups.extend(part.groups);
             }
             (Self::DeleteGroups(all), Self::DeleteGroups(part)) => {

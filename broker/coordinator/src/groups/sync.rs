@@ -14,7 +14,7 @@ use yuxi_protocol::{
 };
 
 use super::{
-    GroupShard,
+    ClusterView, GroupShard,
     api::{self, Completion, Effects, GroupResponse, RequestContext, Ticket},
     classic::{GroupState, Parked},
     logged,
@@ -33,6 +33,7 @@ impl GroupShard {
         context: &RequestContext,
         request: &SyncGroupRequest,
         ticket: Ticket,
+        cluster: &dyn ClusterView,
         now_ms: i64,
         effects: &mut Effects,
     ) {
@@ -46,6 +47,11 @@ impl GroupShard {
             ErrorCode::InconsistentGroupProtocol
         } else if request.group_id.is_empty() {
             ErrorCode::InvalidGroupId
+        } else if self.consumers.contains_key(&request.group_id) {
+            match self.sync_consumer_group(request, cluster, now_ms) {
+                Ok(response) => return effects.reply(ticket, GroupResponse::Sync(response)),
+                Err(error) => error,
+            }
         } else if let Some(mut turn) = self.turn(&request.group_id, now_ms, effects) {
             return turn.sync(request, parked);
         } else {
@@ -62,6 +68,9 @@ impl GroupShard {
     ) -> Result<(), ErrorCode> {
         if request.group_id.is_empty() {
             return Err(ErrorCode::InvalidGroupId);
+        }
+        if self.consumers.contains_key(&request.group_id) {
+            return self.classic_heartbeat_to_consumer_group(request, now_ms);
         }
         let mut turn = self
             .turn(&request.group_id, now_ms, effects)
@@ -83,7 +92,8 @@ impl GroupShard {
     pub(super) fn leave(
         &mut self,
         context: &RequestContext,
-        request: LeaveGroupRequest,
+        mut request: LeaveGroupRequest,
+        cluster: &dyn ClusterView,
         now_ms: i64,
         effects: &mut Effects,
     ) -> LeaveGroupResponse {
@@ -94,17 +104,21 @@ impl GroupShard {
         }
         let is_batch = context.api_version >= FIRST_VERSION_WITH_BATCH_LEAVE;
         let members = if is_batch {
-            request.members
+            std::mem::take(&mut request.members)
         } else {
-            let member_id = request.member_id;
+            let member_id = std::mem::take(&mut request.member_id);
             vec![message!(MemberIdentity {
                 member_id,
                 group_instance_id: None
             })]
         };
-        let results = match self.turn(&request.group_id, now_ms, effects) {
-            Some(mut turn) => turn.leave(&members),
-            None => vec![Err(ErrorCode::UnknownMemberId); members.len()],
+        let results = if self.consumers.contains_key(&request.group_id) {
+            self.leave_consumer_group_as_classic(&request, &members, cluster, now_ms, effects)
+        } else {
+            match self.turn(&request.group_id, now_ms, effects) {
+                Some(mut turn) => turn.leave(&members),
+                None => vec![Err(ErrorCode::UnknownMemberId); members.len()],
+            }
         };
         let code = |result: &Result<(), ErrorCode>| result.err().unwrap_or(ErrorCode::None).code();
         if !is_batch {

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use yuxi_protocol::codec::StrBytes;
 
+use super::consumer::ConsumerTimer;
+
 /// What a deadline belongs to; each key has at most one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum TimerKey {
@@ -19,6 +21,12 @@ pub(super) enum TimerKey {
     Join { group: StrBytes },
     /// The sync phase of a rebalance.
     Sync { group: StrBytes },
+    /// What a member of a consumer group has a time for.
+    Consumer {
+        group: StrBytes,
+        member: StrBytes,
+        timer: ConsumerTimer,
+    },
 }
 
 /// What to do when the deadline comes.
@@ -35,6 +43,11 @@ pub(super) enum Task {
     CompleteJoin,
     ExpireSync {
         generation: i32,
+    },
+    /// Take a member out of its consumer group; if an epoch is named, only if the member is
+    /// still at that.
+    FenceMember {
+        epoch: Option<i32>,
     },
 }
 
@@ -66,6 +79,12 @@ impl Timers {
         self.queue
             .first_key_value()
             .map(|((deadline, _), _)| *deadline)
+    }
+
+    /// What the earliest timer that is due at `now_ms` belongs to.
+    pub(super) fn peek_due(&self, now_ms: i64) -> Option<&TimerKey> {
+        let ((deadline_ms, _), (key, _)) = self.queue.first_key_value()?;
+        (*deadline_ms <= now_ms).then_some(key)
     }
 
     /// Takes out the earliest timer that is due at `now_ms`.

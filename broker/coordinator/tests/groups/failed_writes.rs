@@ -197,5 +197,5 @@ fn a_call_before_the_outcome_of_a_write_is_known_is_a_bug_of_the_runtime() {
     let topics = std::collections::BTreeSet::from([StrBytes::from("t")]);
     let effects = rt.shard.topics_deleted(&topics);
     assert!(!effects.records.is_empty());
-    let _ = rt.shard.tick(rt.now_ms);
+    let _ = rt.shard.tick(&rt.cluster, rt.now_ms);
 }

@@ -1,10 +1,13 @@
 //! The group coordinator as its runtime sees it.
 
 mod admin;
+mod consumer_properties;
+mod consumers;
 mod failed_writes;
 mod hostile;
 mod joining;
 mod membership;
+mod migration;
 mod offsets;
 mod properties;
 mod rebalances;
@@ -12,4 +15,5 @@ mod records;
 mod routing;
 mod static_members;
 mod support;
+mod transactions;
 mod versions;

@@ -273,7 +273,7 @@ fn ten_thousand_idle_groups_cost_a_tick_nothing() {
         Some(START_MS + 600_000),
         "one timer, whatever the groups"
     );
-    let effects = rt.shard.tick(START_MS + 1);
+    let effects = rt.shard.tick(&rt.cluster, START_MS + 1);
     assert!(effects.records.is_empty());
 }
 

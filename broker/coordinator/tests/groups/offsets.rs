@@ -429,7 +429,7 @@ fn a_clean_up_with_a_lot_to_do_writes_it_in_parts() {
         .shard
         .next_deadline()
         .expect("clean-up is always planned");
-    let effects = rt.shard.tick(rt.now_ms);
+    let effects = rt.shard.tick(&rt.cluster, rt.now_ms);
     let bytes: usize = effects.records.iter().map(|record| record.key.len()).sum();
     assert!(
         (256 * 1024..300 * 1024).contains(&bytes),

@@ -10,8 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use yuxi_coordinator::groups::{
-    CoordinatorRecord, Effects, GroupConfig, GroupRequest, GroupResponse, GroupShard,
-    RequestContext, Ticket,
+    ClusterView, CoordinatorRecord, Effects, GroupConfig, GroupOverrides, GroupRequest,
+    GroupResponse, GroupShard, RequestContext, Ticket, TopicView,
 };
 use yuxi_protocol::{
     codec::{
@@ -19,15 +19,21 @@ use yuxi_protocol::{
         StrBytes,
     },
     error_code::ErrorCode,
+    ids::TopicId,
     messages::{
-        ConsumerProtocolSubscription, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse,
-        LeaveGroupRequest, LeaveGroupResponse, OffsetCommitRequest, OffsetFetchRequest,
-        SyncGroupRequest, SyncGroupResponse, encode_consumer_protocol_subscription,
+        ConsumerGroupDescribeRequest, ConsumerGroupHeartbeatRequest,
+        ConsumerGroupHeartbeatResponse, ConsumerProtocolSubscription, HeartbeatRequest,
+        JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, LeaveGroupResponse,
+        OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest, SyncGroupResponse,
+        TxnOffsetCommitRequest,
+        consumer_group_describe_response::DescribedGroup as DescribedConsumerGroup,
+        consumer_group_heartbeat_request, encode_consumer_protocol_subscription,
         join_group_request::JoinGroupRequestProtocol,
         leave_group_request::MemberIdentity,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
         offset_fetch_request::OffsetFetchRequestGroup,
         sync_group_request::SyncGroupRequestAssignment,
+        txn_offset_commit_request::{TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic},
     },
 };
 
@@ -38,7 +44,12 @@ pub(crate) const REBALANCE_MS: i32 = 60_000;
 pub(crate) struct Runtime {
     pub(crate) shard: GroupShard,
     pub(crate) config: GroupConfig,
+    pub(crate) cluster: Cluster,
     pub(crate) log: Vec<CoordinatorRecord>,
+    /// The records of `log` that are part of a transaction, and whose.
+    transactional: BTreeMap<usize, i64>,
+    /// Markers: how many records came before, the producer, whether it committed.
+    markers: Vec<(usize, i64, bool)>,
     pub(crate) answers: BTreeMap<u64, GroupResponse>,
     /// Stays when a test takes answers out.
     answered: BTreeSet<u64>,
@@ -55,7 +66,10 @@ impl Runtime {
         Self {
             shard,
             config,
+            cluster: Cluster::default(),
             log: Vec::new(),
+            transactional: BTreeMap::new(),
+            markers: Vec::new(),
             answers: BTreeMap::new(),
             answered: BTreeSet::new(),
             versions: BTreeMap::new(),
@@ -84,9 +98,13 @@ impl Runtime {
             client_id: client_id.into(),
             client_host: "/127.0.0.1".into(),
         };
-        let effects = self
-            .shard
-            .handle(&context, request, Ticket(ticket), self.now_ms);
+        let effects = self.shard.handle(
+            &context,
+            request,
+            Ticket(ticket),
+            &self.cluster,
+            self.now_ms,
+        );
         self.settle(effects);
         self.tick();
         ticket
@@ -98,7 +116,13 @@ impl Runtime {
                 effects = self.shard.write_failed(effects, error, self.now_ms);
                 continue;
             }
-            self.log.extend(effects.records.iter().cloned());
+            for record in &effects.records {
+                if let Some(producer) = effects.transaction {
+                    self.transactional
+                        .insert(self.log.len(), producer.producer_id);
+                }
+                self.log.push(record.clone());
+            }
             let replies = self.shard.written(effects, self.now_ms);
             return self.deliver(replies);
         }
@@ -125,7 +149,7 @@ impl Runtime {
             .next_deadline()
             .is_some_and(|deadline| deadline <= self.now_ms)
         {
-            let effects = self.shard.tick(self.now_ms);
+            let effects = self.shard.tick(&self.cluster, self.now_ms);
             self.settle(effects);
             rounds += 1;
             assert!(rounds < 10_000, "the shard spins");
@@ -148,10 +172,42 @@ impl Runtime {
 
     /// Starts again from the log, as after a crash or a move to another broker.
     pub(crate) fn reload(&mut self) {
-        let fresh = replayed(&self.config, &self.log, self.now_ms);
+        let fresh = self.fresh_shard();
         let old = std::mem::replace(&mut self.shard, fresh);
         let replies = old.unload();
         self.deliver(replies);
+    }
+
+    /// A shard that has replayed the log with its transactions.
+    pub(crate) fn fresh_shard(&self) -> GroupShard {
+        let mut shard = GroupShard::new(
+            self.config.clone(),
+            counting_uuids(self.log.len() as u64 + 1),
+        );
+        let mut markers = self.markers.iter().peekable();
+        for at in 0..=self.log.len() {
+            while let Some((_, producer, commit)) = markers.next_if(|(before, ..)| *before == at) {
+                shard.transaction_ended(*producer, *commit);
+            }
+            let Some(record) = self.log.get(at) else {
+                break;
+            };
+            match self.transactional.get(&at) {
+                None => shard.replay(&record.key, record.value.as_ref()),
+                Some(&producer) => {
+                    shard.replay_transactional(producer, &record.key, record.value.as_ref())
+                }
+            }
+            .expect("our own records are in order");
+        }
+        shard.loaded(self.now_ms);
+        shard
+    }
+
+    /// The marker of the producer's transaction is written.
+    pub(crate) fn end_transaction(&mut self, producer: i64, commit: bool) {
+        self.markers.push((self.log.len(), producer, commit));
+        self.shard.transaction_ended(producer, commit);
     }
 
     pub(crate) fn is_waiting(&self, ticket: u64) -> bool {
@@ -189,11 +245,13 @@ impl Runtime {
             GroupResponse::Heartbeat(response) => response.error_code,
             GroupResponse::Leave(response) => leave_error(response),
             GroupResponse::OffsetCommit(response) => response.topics[0].partitions[0].error_code,
+            GroupResponse::TxnOffsetCommit(response) => response.topics[0].partitions[0].error_code,
             GroupResponse::OffsetDelete(response) if response.error_code != 0 => {
                 response.error_code
             }
             GroupResponse::OffsetDelete(response) => response.topics[0].partitions[0].error_code,
             GroupResponse::DeleteGroups(response) => response.results[0].error_code,
+            GroupResponse::ConsumerHeartbeat(response) => response.error_code,
             other => panic!("{other:?} has no one error"),
         };
         ErrorCode::from_code(code).expect("a known code")
@@ -245,8 +303,36 @@ impl Runtime {
         self.send(5, GroupRequest::Leave(leave_request(group, members)))
     }
 
+    pub(crate) fn beat(&mut self, beat: &Beat<'_>) -> ConsumerGroupHeartbeatResponse {
+        let ticket = self.send(
+            beat.version,
+            GroupRequest::ConsumerHeartbeat(beat.request()),
+        );
+        match self.answer(ticket) {
+            GroupResponse::ConsumerHeartbeat(response) => response.clone(),
+            other => panic!("{other:?} answers no ConsumerGroupHeartbeat"),
+        }
+    }
+
+    pub(crate) fn describe_consumers(&mut self, group: &str) -> DescribedConsumerGroup {
+        let mut request = ConsumerGroupDescribeRequest::default();
+        request.group_ids = vec![group.into()];
+        let ticket = self.send(1, GroupRequest::ConsumerDescribe(request));
+        match self.answer(ticket) {
+            GroupResponse::ConsumerDescribe(response) => response.groups[0].clone(),
+            other => panic!("{other:?} answers no ConsumerGroupDescribe"),
+        }
+    }
+
     pub(crate) fn commit(&mut self, commit: &Commit<'_>) -> u64 {
         self.send(commit.version, GroupRequest::OffsetCommit(commit.request()))
+    }
+
+    pub(crate) fn txn_commit(&mut self, commit: &TxnCommit<'_>) -> u64 {
+        self.send(
+            commit.version,
+            GroupRequest::TxnOffsetCommit(commit.request()),
+        )
     }
 
     /// The offset that a client reads, -1 if there is none.
@@ -259,11 +345,24 @@ impl Runtime {
     }
 
     pub(crate) fn fetch_all(&mut self, group: &str) -> BTreeMap<(String, i32), i64> {
+        let read = self.fetch_with(group, false);
+        read.into_iter()
+            .map(|(partition, (_, offset))| (partition, offset))
+            .collect()
+    }
+
+    /// Everything that a client reads of a group, with the error at each partition.
+    pub(crate) fn fetch_with(
+        &mut self,
+        group: &str,
+        require_stable: bool,
+    ) -> BTreeMap<(String, i32), (ErrorCode, i64)> {
         let mut wanted = OffsetFetchRequestGroup::default();
         wanted.group_id = group.into();
         wanted.topics = None;
         let mut request = OffsetFetchRequest::default();
         request.groups = vec![wanted];
+        request.require_stable = require_stable;
         let ticket = self.send(9, GroupRequest::OffsetFetch(request));
         let GroupResponse::OffsetFetch(response) = self.answer(ticket) else {
             panic!("an OffsetFetch is answered by one");
@@ -273,7 +372,8 @@ impl Runtime {
             .flat_map(|topic| {
                 topic.partitions.iter().map(|partition| {
                     let key = (topic.name.to_string(), partition.partition_index);
-                    (key, partition.committed_offset)
+                    let error = ErrorCode::from_code(partition.error_code).expect("a known code");
+                    (key, (error, partition.committed_offset))
                 })
             })
             .collect()
@@ -333,6 +433,75 @@ impl Runtime {
             members.into_iter().map(|(_, member)| member).collect(),
             generation,
         )
+    }
+}
+
+/// Topics as tests make them.
+#[derive(Clone, Default)]
+pub(crate) struct Cluster {
+    version: i64,
+    topics: BTreeMap<String, TopicView>,
+    overrides: BTreeMap<String, GroupOverrides>,
+    /// Where the replicas of a partition are.
+    racks: BTreeMap<(TopicId, i32), Vec<StrBytes>>,
+}
+
+impl Cluster {
+    /// Makes a topic, or makes it larger.
+    pub(crate) fn set_topic(&mut self, name: &str, partitions: i32) -> TopicId {
+        self.version += 1;
+        let made = self.version as u128;
+        let topic = self.topics.entry(name.to_owned()).or_insert(TopicView {
+            id: TopicId::from_bytes(made.to_be_bytes()),
+            partitions,
+        });
+        topic.partitions = partitions;
+        topic.id
+    }
+
+    pub(crate) fn remove_topic(&mut self, name: &str) {
+        self.version += 1;
+        self.topics.remove(name);
+    }
+
+    pub(crate) fn set_overrides(&mut self, group: &str, overrides: GroupOverrides) {
+        self.version += 1;
+        self.overrides.insert(group.to_owned(), overrides);
+    }
+
+    pub(crate) fn set_racks(&mut self, topic: TopicId, partition: i32, racks: &[&str]) {
+        let racks = racks.iter().map(|rack| StrBytes::from(*rack)).collect();
+        self.racks.insert((topic, partition), racks);
+    }
+}
+
+impl ClusterView for Cluster {
+    fn version(&self) -> i64 {
+        self.version
+    }
+
+    fn topic(&self, name: &str) -> Option<TopicView> {
+        self.topics.get(name).copied()
+    }
+
+    fn topic_name(&self, id: TopicId) -> Option<StrBytes> {
+        let (name, _) = self.topics.iter().find(|(_, topic)| topic.id == id)?;
+        Some(name.as_str().into())
+    }
+
+    fn visit_topic_names(&self, visit: &mut dyn FnMut(&str)) {
+        for name in self.topics.keys() {
+            visit(name);
+        }
+    }
+
+    fn racks(&self, topic: TopicId, partition: i32) -> Vec<StrBytes> {
+        let racks = self.racks.get(&(topic, partition));
+        racks.cloned().unwrap_or_default()
+    }
+
+    fn group_overrides(&self, group: &str) -> GroupOverrides {
+        self.overrides.get(group).copied().unwrap_or_default()
     }
 }
 
@@ -433,6 +602,130 @@ impl<'a> Commit<'a> {
     }
 }
 
+/// A heartbeat of a member that speaks the consumer protocol.
+#[derive(Clone)]
+pub(crate) struct Beat<'a> {
+    pub(crate) group: &'a str,
+    pub(crate) version: i16,
+    pub(crate) member_id: &'a str,
+    pub(crate) epoch: i32,
+    pub(crate) instance_id: Option<&'a str>,
+    pub(crate) rack_id: Option<&'a str>,
+    pub(crate) rebalance_ms: i32,
+    pub(crate) topics: Option<&'a [&'a str]>,
+    pub(crate) regex: Option<&'a str>,
+    pub(crate) assignor: Option<&'a str>,
+    pub(crate) owned: Option<&'a [(TopicId, i32)]>,
+}
+
+impl<'a> Beat<'a> {
+    pub(crate) fn joining(group: &'a str, member_id: &'a str, topics: &'a [&'a str]) -> Self {
+        Self {
+            rebalance_ms: REBALANCE_MS,
+            topics: Some(topics),
+            owned: Some(&[]),
+            ..Self::of(group, member_id, 0)
+        }
+    }
+
+    /// One that says nothing but that the member is there.
+    pub(crate) fn of(group: &'a str, member_id: &'a str, epoch: i32) -> Self {
+        Self {
+            group,
+            version: 1,
+            member_id,
+            epoch,
+            instance_id: None,
+            rack_id: None,
+            rebalance_ms: -1,
+            topics: None,
+            regex: None,
+            assignor: None,
+            owned: None,
+        }
+    }
+
+    pub(crate) fn request(&self) -> ConsumerGroupHeartbeatRequest {
+        let mut request = ConsumerGroupHeartbeatRequest::default();
+        request.group_id = self.group.into();
+        request.member_id = self.member_id.into();
+        request.member_epoch = self.epoch;
+        request.instance_id = self.instance_id.map(StrBytes::from);
+        request.rack_id = self.rack_id.map(StrBytes::from);
+        request.rebalance_timeout_ms = self.rebalance_ms;
+        request.subscribed_topic_names = self
+            .topics
+            .map(|names| names.iter().map(|name| StrBytes::from(*name)).collect());
+        request.subscribed_topic_regex = self.regex.map(StrBytes::from);
+        request.server_assignor = self.assignor.map(StrBytes::from);
+        request.topic_partitions = self.owned.map(|owned| {
+            let mut by_topic: BTreeMap<TopicId, Vec<i32>> = BTreeMap::new();
+            for (topic, partition) in owned {
+                by_topic.entry(*topic).or_default().push(*partition);
+            }
+            let topics = by_topic.into_iter().map(|(topic, partitions)| {
+                let mut owned = consumer_group_heartbeat_request::TopicPartitions::default();
+                owned.topic_id = topic.into();
+                owned.partitions = partitions;
+                owned
+            });
+            topics.collect()
+        });
+        request
+    }
+}
+
+/// An offset committed by a transactional producer.
+#[derive(Clone)]
+pub(crate) struct TxnCommit<'a> {
+    pub(crate) group: &'a str,
+    pub(crate) version: i16,
+    pub(crate) producer: i64,
+    pub(crate) member_id: &'a str,
+    pub(crate) instance_id: Option<&'a str>,
+    pub(crate) generation: i32,
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) metadata: Option<&'a str>,
+}
+
+impl<'a> TxnCommit<'a> {
+    /// As older producers commit: without the group's member.
+    pub(crate) fn new(group: &'a str, producer: i64, offset: i64) -> Self {
+        Self {
+            group,
+            version: 5,
+            producer,
+            member_id: "",
+            instance_id: None,
+            generation: -1,
+            partition: 0,
+            offset,
+            metadata: None,
+        }
+    }
+
+    pub(crate) fn request(&self) -> TxnOffsetCommitRequest {
+        let mut partition = TxnOffsetCommitRequestPartition::default();
+        partition.partition_index = self.partition;
+        partition.committed_offset = self.offset;
+        partition.committed_metadata = self.metadata.map(StrBytes::from);
+        let mut topic = TxnOffsetCommitRequestTopic::default();
+        topic.name = "t".into();
+        topic.partitions = vec![partition];
+        let mut request = TxnOffsetCommitRequest::default();
+        request.transactional_id = "tx".into();
+        request.producer_id = self.producer;
+        request.producer_epoch = 3;
+        request.group_id = self.group.into();
+        request.generation_id_or_member_epoch = self.generation;
+        request.member_id = self.member_id.into();
+        request.group_instance_id = self.instance_id.map(StrBytes::from);
+        request.topics = vec![topic];
+        request
+    }
+}
+
 pub(crate) fn sync_request(
     group: &str,
     member: &str,
@@ -522,11 +815,14 @@ pub(crate) fn assert_encodes(response: &GroupResponse, version: i16) {
         GroupResponse::Heartbeat(response) => check(response, version),
         GroupResponse::Leave(response) => check(response, version),
         GroupResponse::OffsetCommit(response) => check(response, version),
+        GroupResponse::TxnOffsetCommit(response) => check(response, version),
         GroupResponse::OffsetFetch(response) => check(response, version),
         GroupResponse::OffsetDelete(response) => check(response, version),
         GroupResponse::DescribeGroups(response) => check(response, version),
         GroupResponse::ListGroups(response) => check(response, version),
         GroupResponse::DeleteGroups(response) => check(response, version),
+        GroupResponse::ConsumerHeartbeat(response) => check(response, version),
+        GroupResponse::ConsumerDescribe(response) => check(response, version),
     }
 }
 

@@ -9,8 +9,8 @@ use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
     messages::{
-        DeleteGroupsRequest, DescribeGroupsRequest, ListGroupsRequest, OffsetDeleteRequest,
-        OffsetFetchRequest,
+        ConsumerGroupDescribeRequest, DeleteGroupsRequest, DescribeGroupsRequest,
+        ListGroupsRequest, OffsetDeleteRequest, OffsetFetchRequest, TxnOffsetCommitRequest,
         offset_delete_request::{OffsetDeleteRequestPartition, OffsetDeleteRequestTopic},
         offset_fetch_request::{
             OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics,
@@ -20,16 +20,18 @@ use yuxi_protocol::{
 
 use crate::support::*;
 
-/// API.md, rows 8, 9, 11–14, 15, 16, 42, 47.
+/// API.md, rows 8, 9, 11–14, 15, 16, 28, 42, 47.
 const JOIN: RangeInclusive<i16> = 0..=9;
 const HEARTBEAT: RangeInclusive<i16> = 0..=4;
 const LEAVE: RangeInclusive<i16> = 0..=5;
 const SYNC: RangeInclusive<i16> = 0..=5;
 const COMMIT: RangeInclusive<i16> = 2..=10;
+const TXN_COMMIT: RangeInclusive<i16> = 0..=5;
 const FETCH: RangeInclusive<i16> = 1..=10;
 const DESCRIBE: RangeInclusive<i16> = 0..=6;
 const LIST: RangeInclusive<i16> = 0..=5;
 const DELETE: RangeInclusive<i16> = 0..=3;
+const CONSUMER: RangeInclusive<i16> = 0..=1;
 const OFFSET_DELETE: RangeInclusive<i16> = 0..=0;
 
 fn names(ids: &[&str]) -> Vec<StrBytes> {
@@ -66,9 +68,19 @@ fn offset_delete_request() -> OffsetDeleteRequest {
     request
 }
 
+fn txn_commit_request() -> TxnOffsetCommitRequest {
+    TxnCommit::new("g", 9, 1).request()
+}
+
 fn describe_request() -> DescribeGroupsRequest {
     let mut request = DescribeGroupsRequest::default();
     request.groups = names(&["g", "unknown"]);
+    request
+}
+
+fn consumer_describe_request() -> ConsumerGroupDescribeRequest {
+    let mut request = ConsumerGroupDescribeRequest::default();
+    request.group_ids = names(&["g", "unknown"]);
     request
 }
 
@@ -161,6 +173,10 @@ fn everything_else_is_answered_in_every_version() {
             rt.commit(&commit);
         }
     }
+    for version in TXN_COMMIT {
+        let request = txn_commit_request();
+        rt.send(version, GroupRequest::TxnOffsetCommit(request));
+    }
     for version in FETCH {
         for all in [false, true] {
             rt.send(
@@ -171,6 +187,18 @@ fn everything_else_is_answered_in_every_version() {
     }
     for version in OFFSET_DELETE {
         rt.send(version, GroupRequest::OffsetDelete(offset_delete_request()));
+    }
+    for version in CONSUMER {
+        for group in ["new", "g"] {
+            let mut request = Beat::joining(group, "m", &["t"]).request();
+            rt.send(version, GroupRequest::ConsumerHeartbeat(request.clone()));
+            request.member_epoch = 1;
+            rt.send(version, GroupRequest::ConsumerHeartbeat(request));
+        }
+        rt.send(
+            version,
+            GroupRequest::ConsumerDescribe(consumer_describe_request()),
+        );
     }
     for version in DESCRIBE {
         rt.send(version, GroupRequest::DescribeGroups(describe_request()));
@@ -204,12 +232,14 @@ fn every_refusal_and_every_failure_can_be_encoded() {
         GroupRequest::Heartbeat(_) => HEARTBEAT,
         GroupRequest::Leave(_) => LEAVE,
         GroupRequest::OffsetCommit(_) => COMMIT,
+        GroupRequest::TxnOffsetCommit(_) => TXN_COMMIT,
         GroupRequest::OffsetFetch(request) if request.groups.is_empty() => 1..=7,
         GroupRequest::OffsetFetch(_) => 8..=10,
         GroupRequest::OffsetDelete(_) => OFFSET_DELETE,
         GroupRequest::DescribeGroups(_) => DESCRIBE,
         GroupRequest::ListGroups(_) => LIST,
         GroupRequest::DeleteGroups(_) => DELETE,
+        GroupRequest::ConsumerHeartbeat(_) | GroupRequest::ConsumerDescribe(_) => CONSUMER,
     };
     for request in [
         GroupRequest::Join(Join::new("g").request()),
@@ -217,12 +247,15 @@ fn every_refusal_and_every_failure_can_be_encoded() {
         GroupRequest::Heartbeat(heartbeat_request("g", "m", 1)),
         GroupRequest::Leave(leave_request("g", &[("m", None)])),
         GroupRequest::OffsetCommit(Commit::new("g", 1).request()),
+        GroupRequest::TxnOffsetCommit(txn_commit_request()),
         GroupRequest::OffsetFetch(fetch_request(1, false)),
         GroupRequest::OffsetFetch(fetch_request(9, false)),
         GroupRequest::OffsetDelete(offset_delete_request()),
         GroupRequest::DescribeGroups(describe_request()),
         GroupRequest::ListGroups(ListGroupsRequest::default()),
         GroupRequest::DeleteGroups(delete_groups_request()),
+        GroupRequest::ConsumerHeartbeat(Beat::joining("g", "m", &["t"]).request()),
+        GroupRequest::ConsumerDescribe(consumer_describe_request()),
     ] {
         for version in versions(&request) {
             for error in [ErrorCode::None, ErrorCode::NotCoordinator] {
