@@ -5,7 +5,7 @@
 //! waits for another.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 pub(super) struct Connections {
     config: Arc<ClientConfig>,
     slots: Mutex<HashMap<(String, Purpose), Arc<Slot>>>,
+    /// Servers that others are being asked after, and by how many.
+    suspects: Mutex<HashMap<String, usize>>,
 }
 
 /// A server that has not answered a question for so long has the next one asked beside it.
@@ -52,6 +54,16 @@ impl Connections {
         Self {
             config,
             slots: Mutex::default(),
+            suspects: Mutex::default(),
+        }
+    }
+
+    /// While this is held, questions that any server can answer go to others first.
+    pub(super) fn suspect(&self, address: &str) -> Suspected<'_> {
+        *lock(&self.suspects).entry(address.to_owned()).or_default() += 1;
+        Suspected {
+            suspects: &self.suspects,
+            address: address.to_owned(),
         }
     }
 
@@ -85,10 +97,14 @@ impl Connections {
         }
     }
 
-    /// Those with an open connection first, those that failed lately last.
+    /// Those with an open connection first, those that failed lately or are silent last.
     fn by_promise(&self, mut addresses: Vec<String>) -> Vec<String> {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let suspects = lock(&self.suspects);
+        let slots = lock(&self.slots);
         addresses.sort_by_key(|address| {
+            if suspects.contains_key(address) {
+                return 3;
+            }
             let slot = slots.get(&(address.clone(), Purpose::Data));
             // A slot that is locked is being connected.
             let state = slot.map(|slot| slot.state.try_lock());
@@ -105,7 +121,7 @@ impl Connections {
     pub(super) async fn open(&self, address: &str, purpose: Purpose) -> Result<Connection> {
         let config = &self.config;
         let slot = {
-            let mut connections = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut connections = lock(&self.slots);
             let key = (address.to_owned(), purpose);
             connections
                 .entry(key)
@@ -134,6 +150,28 @@ impl Connections {
             }
         }
     }
+}
+
+/// See [`Connections::suspect`].
+pub(super) struct Suspected<'a> {
+    suspects: &'a Mutex<HashMap<String, usize>>,
+    address: String,
+}
+
+impl Drop for Suspected<'_> {
+    fn drop(&mut self) {
+        let mut suspects = lock(self.suspects);
+        if let Some(count) = suspects.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                suspects.remove(&self.address);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Slot {

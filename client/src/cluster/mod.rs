@@ -33,6 +33,8 @@ use coordinator::Kind;
 
 /// A broker that is silent for so long is asked after.
 const SUSPECT_AFTER: Duration = Duration::from_secs(1);
+/// And again after so long: the others may be about to notice.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 const NOT_LISTED: &str = "the cluster does not list it as alive";
 
 /// A cluster, by its bootstrap servers. Clones share everything.
@@ -190,6 +192,8 @@ impl Cluster {
             if let Ok(done) = tokio::time::timeout(wait, &mut work).await {
                 return done;
             }
+            // It would not answer this either.
+            let _suspected = self.inner.connections.suspect(address);
             let refreshed = tokio::select! {
                 biased;
                 done = &mut work => return done,
@@ -201,7 +205,7 @@ impl Cluster {
                     reason: NOT_LISTED.into(),
                 });
             }
-            wait = SUSPECT_AFTER;
+            wait = ASK_AGAIN_AFTER;
         }
     }
 
