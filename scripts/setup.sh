@@ -89,6 +89,11 @@ setup_cluster() {
   install_packages "${missing[@]}"
 }
 
+# A library that shows a process another time of day.
+setup_faketime() {
+  compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || install_packages faketime
+}
+
 # The first Python that can make a virtual environment.
 system_python() {
   local python

@@ -5,7 +5,7 @@ import tempfile
 import time
 
 from cluster import Cluster, Failed
-from faultsuite import disk_faults, etcd_faults, final_checks, loads
+from faultsuite import clocks, disk_faults, etcd_faults, final_checks, loads
 from faultsuite.fault import NETEM, NETWORK, SMALL_DISK, NotNow
 from faultsuite.monitor import Monitor
 from faultsuite.scene import Broken, Scene
@@ -30,6 +30,7 @@ def run(binaries, given, schedule, network):
             small_disk = cluster.brokers[given.brokers]
             expected = sum(step.length_s + 30 for step in schedule) * given.rate * RECORD_BYTES
             disk_faults.mount_small_disk(small_disk.data, SMALL_DISK_BYTES + int(expected))
+        clocks.set_apart(cluster.brokers.values(), given.clocks_apart)
         scene = Scene(cluster, network, given.partitions, small_disk)
         try:
             cluster.start()
