@@ -23,7 +23,7 @@ use tokio::{
     net::TcpStream,
     sync::Notify,
     task::AbortHandle,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use yuxi_protocol::{
     codec::{ApiVersion, StrBytes},
@@ -51,6 +51,9 @@ const GRACE_TIMEOUTS: u32 = 3;
 
 /// How soon a process is asked again that closed the connection without an answer, at first.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
+/// A little later than something is due, it is surely past.
+const PAST: Duration = Duration::from_millis(1);
 
 /// The largest answer to a probe.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -102,7 +105,8 @@ pub(crate) struct Verdicts {
 /// Judges observations; see the module.
 pub(crate) struct Monitor {
     timing: Timing,
-    last_look: Option<Instant>,
+    /// When the next look is due.
+    due: Option<Instant>,
     /// Silence from before is not held against anybody.
     amnesty: Option<Instant>,
     /// Lives that are asked again, since when.
@@ -113,25 +117,47 @@ impl Monitor {
     pub(crate) fn new(timing: Timing) -> Self {
         Self {
             timing,
-            last_look: None,
+            due: None,
             amnesty: None,
             doubted: BTreeMap::new(),
         }
     }
 
-    /// Judges what was observed until `now`. To be called several times per time-out.
+    /// Judges what was observed until `now`. To be called again when [`Monitor::due`] says,
+    /// or earlier.
     pub(crate) fn look(
         &mut self,
         now: Instant,
         observed: &BTreeMap<Life, Observation>,
     ) -> Verdicts {
         let stood_still = self
-            .last_look
-            .is_some_and(|last| now - last > self.timing.timeout / 2);
+            .due
+            .is_some_and(|due| now.saturating_duration_since(due) > self.timing.timeout / 2);
         if stood_still {
             self.amnesty = Some(now);
         }
-        self.last_look = Some(now);
+        let verdicts = self.judge(now, observed);
+        self.due = Some(self.next_change(now, observed));
+        verdicts
+    }
+
+    /// When to look again: when silence has first lasted too long.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    fn next_change(&self, now: Instant, observed: &BTreeMap<Life, Observation>) -> Instant {
+        let timeout = self.timing.timeout;
+        let silences = observed.values().filter(|seen| !seen.refused);
+        let silences = silences.filter_map(|seen| Some(self.silent_since(seen)? + timeout));
+        let doubts = self.doubted.values().map(|&since| since + timeout / 2);
+        let changes = silences.chain(doubts).map(|at| at + PAST);
+        changes
+            .filter(|&at| at > now)
+            .fold(now + timeout / 2, Instant::min)
+    }
+
+    fn judge(&mut self, now: Instant, observed: &BTreeMap<Life, Observation>) -> Verdicts {
         let refused: BTreeSet<Life> = observed
             .iter()
             .filter(|(_, seen)| seen.refused)
@@ -171,10 +197,15 @@ impl Monitor {
     }
 
     fn is_silent(&self, seen: &Observation, now: Instant) -> bool {
-        // Whoever was never heard may not be reachable from here at all.
-        seen.heard.is_some_and(|heard| {
-            now - heard.max(self.amnesty.unwrap_or(heard)) > self.timing.timeout
-        })
+        self.silent_since(seen)
+            .is_some_and(|since| now - since > self.timing.timeout)
+    }
+
+    /// Since when its silence counts. Whoever was never heard may not be reachable from here
+    /// at all.
+    fn silent_since(&self, seen: &Observation) -> Option<Instant> {
+        seen.heard
+            .map(|heard| heard.max(self.amnesty.unwrap_or(heard)))
     }
 
     /// Whether a process was heard just now.
@@ -247,6 +278,9 @@ pub(crate) struct Liveness {
     /// How many brokers are registered.
     registered: usize,
     probes: BTreeMap<Life, Probe>,
+    /// All probes ask at the same moments, counted from here: each wakes the process, and so
+    /// do the answers.
+    origin: Instant,
     /// A probe has found a process gone.
     found: Arc<Notify>,
     next_look: Instant,
@@ -263,6 +297,7 @@ impl Liveness {
             vanished: Vanished::default(),
             registered: 0,
             probes: BTreeMap::new(),
+            origin: Instant::now(),
             found: Arc::new(Notify::new()),
             next_look: Instant::now(),
             dead: BTreeSet::new(),
@@ -290,9 +325,10 @@ impl Liveness {
         }
         self.probes.retain(|life, _| targets.contains_key(life));
         for (life, address) in targets {
+            let (timing, origin) = (self.timing, self.origin);
             self.probes
                 .entry(life)
-                .or_insert_with(|| Probe::start(address, self.timing, Arc::clone(&self.found)));
+                .or_insert_with(|| Probe::start(address, timing, origin, Arc::clone(&self.found)));
         }
         self.look();
     }
@@ -311,13 +347,18 @@ impl Liveness {
     /// Judges anew; whether anything is different.
     pub(crate) fn look(&mut self) -> bool {
         let now = Instant::now();
-        self.next_look = now + self.timing.interval / 2;
         let observed: BTreeMap<Life, Observation> = self
             .probes
             .iter()
             .map(|(&life, probe)| (life, *probe.seen()))
             .collect();
         let verdicts = self.monitor.look(now, &observed);
+        let often = now + self.timing.interval / 2;
+        self.next_look = match self.monitor.due() {
+            Some(due) if self.vanished.brokers.is_empty() => due,
+            Some(due) => due.min(often),
+            None => often,
+        };
         for life in &verdicts.ask_again {
             if let Some(probe) = self.probes.get(life) {
                 probe.again.notify_one();
@@ -450,12 +491,13 @@ impl Drop for Probe {
 }
 
 impl Probe {
-    fn start(address: Address, timing: Timing, found: Arc<Notify>) -> Self {
+    fn start(address: Address, timing: Timing, origin: Instant, found: Arc<Notify>) -> Self {
         let seen = Arc::new(Mutex::new(Observation::default()));
         let again = Arc::new(Notify::new());
         let watching = Watching {
             address,
             timing,
+            origin,
             seen: Arc::clone(&seen),
             again: Arc::clone(&again),
             found,
@@ -480,6 +522,7 @@ fn lock(seen: &Mutex<Observation>) -> MutexGuard<'_, Observation> {
 struct Watching {
     address: Address,
     timing: Timing,
+    origin: Instant,
     seen: Arc<Mutex<Observation>>,
     again: Arc<Notify>,
     found: Arc<Notify>,
@@ -537,10 +580,17 @@ impl Watching {
             answered = true;
             // Nothing is owed now, so what comes, or the end, is news.
             let news = read_frame(&mut stream, &mut buffer, MAX_ANSWER_BYTES);
-            if timeout(self.timing.interval, news).await.is_ok() {
+            if timeout_at(self.next_moment(), news).await.is_ok() {
                 return true;
             }
         }
+    }
+
+    /// When all probes ask next.
+    fn next_moment(&self) -> Instant {
+        let interval = self.timing.interval.max(PAST);
+        let passed = self.origin.elapsed().as_nanos() / interval.as_nanos();
+        self.origin + interval * u32::try_from(passed + 1).unwrap_or(u32::MAX)
     }
 
     fn heard(&self) {

@@ -70,6 +70,17 @@ fn a_verdict_follows_from_what_was_heard_last() {
 }
 
 #[test]
+fn the_next_look_is_due_when_a_silence_becomes_too_long() {
+    let now = start();
+    let mut monitor = monitor(now);
+    let after = |monitor: &Monitor| monitor.due().unwrap() - now;
+    monitor.look(now, &seen(now, &[(Some(100), false), (Some(700), false)]));
+    assert_eq!(after(&monitor), Duration::from_millis(301));
+    monitor.look(now, &seen(now, &[(Some(100), false), (None, false)]));
+    assert_eq!(after(&monitor), TIMING.timeout / 2, "never later");
+}
+
+#[test]
 fn many_that_are_silent_at_once_are_asked_again_before_they_are_taken_for_dead() {
     let mut now = start();
     let mut monitor = monitor(now);
@@ -179,7 +190,7 @@ async fn a_probe_hears_an_answer_and_notices_at_once_when_the_port_is_closed() {
         port: listener.local_addr().unwrap().port(),
     };
     let found = Arc::new(Notify::new());
-    let probe = Probe::start(address, TIMING, Arc::clone(&found));
+    let probe = Probe::start(address, TIMING, Instant::now(), Arc::clone(&found));
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut buffer = BytesMut::new();
     read_frame(&mut stream, &mut buffer, 1 << 10).await.unwrap();
