@@ -25,5 +25,6 @@ pub(crate) fn of(settings: &TopicSettings, producer_id_expiration_ms: i64) -> Lo
         file_delete_delay_ms: settings.file_delete_delay_ms,
         preallocate: settings.preallocate,
         producer_id_expiration_ms,
+        ..LogConfig::default()
     }
 }

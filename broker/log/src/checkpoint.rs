@@ -35,6 +35,8 @@ impl OffsetCheckpoint {
     pub const HIGH_WATERMARK: &'static str = "replication-offset-checkpoint";
     /// The start of each log that does not begin where its first segment does.
     pub const LOG_START: &'static str = "log-start-offset-checkpoint";
+    /// Up to where each compacted log has been cleaned.
+    pub const CLEANER: &'static str = "cleaner-offset-checkpoint";
 
     /// The file called `name` in `log_dir`, which need not exist yet.
     pub fn new(log_dir: &Path, name: &str) -> Self {

@@ -33,7 +33,7 @@ impl CleanupPolicy {
 }
 
 /// The settings of one log, under Kafka's names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LogConfig {
     /// `segment.bytes`: a segment is rolled before it grows past this. At most
     /// `i32::MAX`, because index entries hold positions in 31 bits.
@@ -53,6 +53,16 @@ pub struct LogConfig {
     pub retention_bytes: i64,
     /// `cleanup.policy`.
     pub cleanup_policy: CleanupPolicy,
+    /// `min.cleanable.dirty.ratio`: a log is compacted once this part of it, from 0 to 1, has
+    /// not been.
+    pub min_cleanable_dirty_ratio: f64,
+    /// `min.compaction.lag.ms`: younger records are not compacted.
+    pub min_compaction_lag_ms: i64,
+    /// `max.compaction.lag.ms`: older records are compacted whatever the ratio is.
+    pub max_compaction_lag_ms: i64,
+    /// `delete.retention.ms`: tombstones and transaction markers stay so long after the
+    /// compaction that found that nobody needs them.
+    pub delete_retention_ms: i64,
     /// `flush.messages`: an fsync is due after this many records.
     pub flush_messages: u64,
     /// `flush.ms`: an fsync is due this long after the first record that awaits it.
@@ -67,6 +77,15 @@ pub struct LogConfig {
 }
 
 impl LogConfig {
+    /// When a segment is rolled: early enough for its records to be compacted in time.
+    pub(crate) fn roll_ms(&self) -> i64 {
+        if self.cleanup_policy.compacts() && self.max_compaction_lag_ms > 0 {
+            self.segment_ms.min(self.max_compaction_lag_ms)
+        } else {
+            self.segment_ms
+        }
+    }
+
     /// What a segment may hold, for positions that fit into an index entry.
     pub(crate) fn max_segment_bytes(&self) -> u64 {
         self.segment_bytes.min(i32::MAX as u64)
@@ -85,6 +104,10 @@ impl Default for LogConfig {
             retention_ms: 7 * 24 * 3_600_000,
             retention_bytes: -1,
             cleanup_policy: CleanupPolicy::Delete,
+            min_cleanable_dirty_ratio: 0.5,
+            min_compaction_lag_ms: 0,
+            max_compaction_lag_ms: i64::MAX,
+            delete_retention_ms: 24 * 3_600_000,
             flush_messages: u64::MAX,
             flush_ms: i64::MAX,
             file_delete_delay_ms: 60_000,

@@ -45,16 +45,6 @@ pub enum LogError {
         /// The id of the topic now.
         expected: TopicId,
     },
-    /// The directory was left in the middle of a compaction by Kafka's cleaner.
-    #[error(
-        "{path} was left by an unfinished compaction: start Kafka once on this directory, \
-         or remove the file if the segments it replaces are all still there",
-        path = path.display()
-    )]
-    UnfinishedCompaction {
-        /// The `.swap` file.
-        path: PathBuf,
-    },
 }
 
 impl LogError {

@@ -82,11 +82,51 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// Gives a file of a log another name.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    crash::step()?;
+    fs::rename(from, to)
+}
+
+/// Removes a file of a log, if it is there.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    crash::step()?;
+    allow_missing(fs::remove_file(path))
+}
+
 /// Success when the file was not there to begin with.
 pub(crate) fn allow_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
+    }
+}
+
+/// A crash after so many renames and removals, for the running test thread: none after it
+/// happens.
+#[cfg(test)]
+pub(crate) mod crash {
+    use std::{cell::Cell, io};
+
+    thread_local! {
+        static STEPS: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    pub(crate) fn after(steps: Option<usize>) {
+        STEPS.set(steps);
+    }
+
+    pub(super) fn step() -> io::Result<()> {
+        match STEPS.get() {
+            Some(0) => Err(io::Error::other("crashed")),
+            Some(left) => {
+                STEPS.set(Some(left - 1));
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Kafka-format partition logs: segments, indexes, recovery, retention.
+//! Kafka-format partition logs: segments, indexes, recovery, retention, compaction.
 //!
 //! [`Log`] is one partition's log. It is plain synchronous code with one owner: the
 //! partition object calls it behind its own lock, and passes in the time. What leaves
@@ -9,6 +9,7 @@
 //! Kafka's tools read ours.
 
 mod checkpoint;
+mod compaction;
 mod config;
 mod directory;
 mod entry_file;
@@ -38,6 +39,10 @@ mod tests;
 
 pub use checkpoint::{
     CleanShutdown, LastEpoch, OffsetCheckpoint, read_partition_metadata, write_partition_metadata,
+};
+pub use compaction::{
+    CleanedSegment, Cleaning, Compaction, CompactionError, CompactionStats, CompactionTicket,
+    Dirtiness, KeyMemory, Pace,
 };
 pub use config::{CleanupPolicy, LogConfig};
 pub use directory::{LogDir, LogDirError, MetaProperties, StoredPartition};

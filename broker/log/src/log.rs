@@ -20,6 +20,7 @@ use yuxi_protocol::{
 };
 
 use crate::{
+    compaction::CompactionState,
     config::LogConfig,
     epochs::{EpochEntry, LeaderEpochs},
     error::{AppendError, LogError, ReadError},
@@ -52,6 +53,7 @@ pub struct Log {
     pub(crate) snapshots: Snapshots,
     pub(crate) removed: Vec<RemovedFiles>,
     pub(crate) unsynced: Unsynced,
+    pub(crate) compaction: CompactionState,
 }
 
 /// What the caller knows of a log before it is opened.
@@ -454,7 +456,7 @@ impl Log {
         } else {
             max_timestamp
         };
-        let limit = self.config.segment_ms.saturating_sub(self.roll_jitter_ms());
+        let limit = self.config.roll_ms().saturating_sub(self.roll_jitter_ms());
         Ok(until.saturating_sub(since) > limit)
     }
 

@@ -22,7 +22,7 @@ use yuxi_protocol::{
 };
 
 use crate::{
-    checkpoint,
+    checkpoint, compaction,
     config::LogConfig,
     epochs::LeaderEpochs,
     error::{LogError, ReadError},
@@ -43,6 +43,7 @@ pub(crate) fn open(dir: &Path, config: LogConfig, opening: Opening) -> Result<Lo
         unsynced.dir_created();
     }
     let shared_dir: Arc<Path> = Arc::from(dir);
+    compaction::settle(dir)?;
     let files = list(dir)?;
     if let Some(topic_id) = opening.topic_id {
         settle_topic_id(dir, topic_id, &mut unsynced)?;
@@ -135,6 +136,7 @@ pub(crate) fn open(dir: &Path, config: LogConfig, opening: Opening) -> Result<Lo
         snapshots,
         removed: Vec::new(),
         unsynced,
+        compaction: compaction::CompactionState::default(),
     })
 }
 
@@ -194,18 +196,9 @@ fn list(dir: &Path) -> Result<Files, LogError> {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         let (_, last_suffix) = name.rsplit_once('.').unwrap_or_default();
-        if [
-            file_names::DELETED,
-            file_names::CLEANED,
-            file_names::TEMPORARY,
-        ]
-        .contains(&last_suffix)
-        {
+        if [file_names::DELETED, file_names::TEMPORARY].contains(&last_suffix) {
             file_io::allow_missing(fs::remove_file(entry.path())).map_err(storage)?;
             continue;
-        }
-        if last_suffix == file_names::SWAP {
-            return Err(LogError::UnfinishedCompaction { path: entry.path() });
         }
         match file_names::parse(name) {
             Some((offset, file_names::LOG)) => files.base_offsets.push(offset),

@@ -80,15 +80,22 @@ impl Log {
             })
     }
 
-    /// Renames the files of segment `at` out of the log.
+    /// Renames the files of segment `at` out of the log, for nothing to take their place.
     pub(crate) fn remove_files(&mut self, at: usize, now_ms: i64) -> Result<(), LogError> {
+        // Should the process end half-way, a swap of this segment must not bring it back.
+        self.cancel_swap()?;
+        self.rename_removed(at, now_ms)
+    }
+
+    /// Renames the files of segment `at`, to be removed after a while.
+    pub(crate) fn rename_removed(&mut self, at: usize, now_ms: i64) -> Result<(), LogError> {
         let segment = &self.segments[at];
         let mut paths = Vec::new();
         // The log first: without it, the rest is no segment.
         for suffix in file_names::SEGMENT_SUFFIXES {
             let from = segment.path(suffix);
             let to = file_names::with_extension(&from, file_names::DELETED);
-            match fs::rename(&from, &to) {
+            match file_io::rename(&from, &to) {
                 Ok(()) => paths.push(to),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) if suffix == file_names::LOG => {
@@ -129,8 +136,8 @@ impl Log {
             return Ok(0);
         }
         let mut count = 0;
-        for segment in &self.segments {
-            if segment.size() == 0 {
+        for (at, segment) in self.segments.iter().enumerate() {
+            if segment.size() == 0 && at + 1 == self.segments.len() {
                 break;
             }
             let newest = match segment.max_timestamp()?.timestamp {
@@ -151,14 +158,19 @@ impl Log {
             return 0;
         };
         let mut excess = self.size_bytes().saturating_sub(retention_bytes);
-        let goes = |segment: &&Segment| match excess.checked_sub(segment.size()) {
-            Some(rest) if segment.size() > 0 => {
-                excess = rest;
-                true
+        let mut count = 0;
+        for (at, segment) in self.segments.iter().enumerate() {
+            match excess.checked_sub(segment.size()) {
+                Some(rest) if segment.size() > 0 => {
+                    excess = rest;
+                    count = at + 1;
+                }
+                // Compaction has emptied it: it goes with what follows.
+                Some(_) => {}
+                None => break,
             }
-            _ => false,
-        };
-        self.segments.iter().take_while(goes).count()
+        }
+        count
     }
 
     /// How many of the first segments end before the log's start.

@@ -18,7 +18,7 @@ use yuxi_protocol::{
     ids::Offset,
     record::{
         BatchError, BatchView,
-        batch::{BatchHeader, RECORD_BATCH_OVERHEAD},
+        batch::{BatchHeader, NO_TIMESTAMP, RECORD_BATCH_OVERHEAD},
     },
 };
 
@@ -512,9 +512,10 @@ impl Segment {
     fn read_tail(&mut self, mut max: TimestampOffset) -> Result<Offset, ReadError> {
         let mut next_offset = self.base_offset;
         self.walk(self.indexed_position, |batch| {
-            if batch.header.max_timestamp > max.timestamp {
+            let newest = newest_timestamp(&batch.header);
+            if newest > max.timestamp {
                 max = TimestampOffset {
-                    timestamp: batch.header.max_timestamp,
+                    timestamp: newest,
                     offset: batch.header.last_offset(),
                 };
             }
@@ -663,9 +664,10 @@ impl Segment {
         let (mut at, mut indexed) = (0, 0);
         while at < self.size {
             let batch = self.batch_at(file, at)?;
-            if batch.header.max_timestamp > max.timestamp {
+            let newest = newest_timestamp(&batch.header);
+            if newest > max.timestamp {
                 max = TimestampOffset {
-                    timestamp: batch.header.max_timestamp,
+                    timestamp: newest,
                     offset: batch.header.last_offset(),
                 };
             }
@@ -694,8 +696,18 @@ impl AppendedBatch {
         Self {
             size: header.size_in_bytes() as u64,
             last_offset: header.last_offset(),
-            max_timestamp: header.max_timestamp,
+            max_timestamp: newest_timestamp(header),
         }
+    }
+}
+
+/// The largest timestamp of a batch's records. One that compaction has emptied has none,
+/// though its header still says what it was.
+fn newest_timestamp(header: &BatchHeader) -> i64 {
+    if header.record_count == 0 {
+        NO_TIMESTAMP
+    } else {
+        header.max_timestamp
     }
 }
 

@@ -32,6 +32,7 @@ impl Log {
             return Ok(true);
         }
         self.unsynced.truncated();
+        self.compaction.truncated();
         while self.active().base_offset() > offset {
             // From the end, so that a crash leaves no hole.
             self.remove_files(self.segments.len() - 1, now_ms)?;
@@ -41,13 +42,19 @@ impl Log {
         let config = self.config.clone();
         let active = self.active_mut();
         active.set_capacity(&config);
-        let end = match active.find(offset) {
-            Ok(Some(batch)) => active.truncate(batch.position, offset),
+        let (cut_at, end) = match active.find(offset) {
+            Ok(Some(batch)) => (
+                offset.min(batch.header.base_offset),
+                active.truncate(batch.position, offset),
+            ),
             // Compaction has left nothing there.
-            Ok(None) => active.load_tail(),
-            Err(error) => Err(error),
+            Ok(None) => (offset, active.load_tail()),
+            Err(error) => (offset, Err(error)),
         };
-        let end = end.map_err(|error| self.read_error(error))?;
+        let last_batch_end = end.map_err(|error| self.read_error(error))?;
+        // Compaction can have left a gap before the cut. The log ends after it: what was
+        // there is known to have been committed.
+        let end = cut_at;
         if end < self.log_start_offset {
             // The batch that went held the first record.
             self.truncate_fully_and_start_at(self.log_start_offset, now_ms)?;
@@ -57,6 +64,10 @@ impl Log {
         self.epochs.truncate_end(end);
         self.snapshots.remove(|taken_at| taken_at > end);
         self.reload_producers(now_ms)?;
+        if last_batch_end < end {
+            // No batch says so: the name of a segment does.
+            self.roll(now_ms)?;
+        }
         Ok(true)
     }
 
@@ -67,6 +78,7 @@ impl Log {
         now_ms: i64,
     ) -> Result<(), LogError> {
         self.unsynced.truncated();
+        self.compaction.truncated();
         while let Some(last) = self.segments.len().checked_sub(1) {
             self.remove_files(last, now_ms)?;
             if last == 0 {

@@ -1,6 +1,7 @@
 //! What a whole log does, on real files.
 
 mod append;
+mod compaction;
 mod crash;
 mod model;
 mod producers;

@@ -90,6 +90,11 @@ impl<'a> RecordRefs<'a> {
             ended: false,
         }
     }
+
+    /// How many bytes of the payload come after what was yielded.
+    pub(super) fn remaining(&self) -> usize {
+        self.rest.len()
+    }
 }
 
 impl<'a> Iterator for RecordRefs<'a> {

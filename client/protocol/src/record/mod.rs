@@ -2,9 +2,9 @@
 //!
 //! [`batch`] reads and patches the fixed header, [`iter`] walks and validates the
 //! records behind it, [`builder`] writes new batches and rewrites existing ones,
-//! [`compression`] is the four codecs, [`marker`] the record that ends a transaction.
-//! Nothing here performs I/O, and nothing allocates more than the bytes it was given or
-//! the cap it was told.
+//! [`retain`] leaves records out, [`compression`] is the four codecs, [`marker`] the
+//! record that ends a transaction. Nothing here performs I/O, and nothing allocates more
+//! than the bytes it was given or the cap it was told.
 
 pub mod batch;
 pub mod builder;
@@ -12,6 +12,7 @@ pub mod compression;
 mod error;
 pub mod iter;
 pub mod marker;
+pub mod retain;
 mod varint;
 
 pub use batch::{BatchHeader, BatchView, TimestampType, batches, crc32c};

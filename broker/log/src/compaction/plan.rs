@@ -1,0 +1,204 @@
+//! How dirty a log is, and what of it can be cleaned. Under the log's lock.
+
+use std::{collections::HashMap, path::Path, sync::Arc};
+
+use yuxi_protocol::ids::{Offset, ProducerEpoch, ProducerId};
+
+use super::source::Source;
+use crate::{
+    config::LogConfig,
+    error::{LogError, ReadError},
+    log::Log,
+    segment::Segment,
+};
+
+/// How much of a log has never been cleaned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dirtiness {
+    /// Up to here it has been cleaned.
+    pub dirty_from: Offset,
+    /// Up to here, whole closed segments, it can be.
+    pub end: Offset,
+    /// Bytes of the segments before `dirty_from`.
+    pub clean_bytes: u64,
+    /// Bytes of the segments from there to `end`.
+    pub dirty_bytes: u64,
+    /// For how long its oldest uncleaned record is past `max.compaction.lag.ms`, or 0.
+    pub overdue_ms: i64,
+    /// What the caller took for the end of the clean part lies outside of the log.
+    pub was_reset: bool,
+}
+
+impl Dirtiness {
+    /// Dirty bytes of all that is or could be clean, from 0 to 1.
+    pub fn ratio(&self) -> f64 {
+        let total = self.clean_bytes + self.dirty_bytes;
+        if total == 0 {
+            return 0.0;
+        }
+        self.dirty_bytes as f64 / total as f64
+    }
+
+    /// Whether the log should be cleaned, given these settings.
+    pub fn is_due(&self, config: &LogConfig) -> bool {
+        self.dirty_bytes > 0
+            && (self.overdue_ms > 0 || self.ratio() > config.min_cleanable_dirty_ratio)
+    }
+}
+
+/// Tells one plan of a log from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompactionTicket(pub(super) u64);
+
+/// The last that an active producer wrote, which must stay.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LastOfProducer {
+    /// The batch that ends here: it has the last sequence.
+    Data(Offset),
+    /// A marker in this epoch, because the producer has written nothing since.
+    Marker(ProducerEpoch),
+}
+
+/// A compaction that is about to begin. It needs the log no more until a segment is swapped
+/// in.
+#[derive(Debug)]
+pub struct Compaction {
+    pub(super) dir: Arc<Path>,
+    pub(super) ticket: CompactionTicket,
+    pub(super) config: LogConfig,
+    pub(super) now_ms: i64,
+    pub(super) dirty_from: Offset,
+    /// The segments that may be cleaned, in order.
+    pub(super) sources: Vec<Source>,
+    /// Where every later segment begins: they may know of transactions that were aborted.
+    pub(super) later: Vec<Offset>,
+    pub(super) producers: HashMap<ProducerId, LastOfProducer>,
+}
+
+impl Compaction {
+    /// Which plan this is.
+    pub fn ticket(&self) -> CompactionTicket {
+        self.ticket
+    }
+}
+
+impl Log {
+    /// How dirty the log is, if it was cleaned up to `cleaned_to` and what lies at or above
+    /// `stable_end` is not to be touched.
+    pub fn dirtiness(
+        &self,
+        cleaned_to: Option<Offset>,
+        stable_end: Offset,
+        now_ms: i64,
+    ) -> Result<Dirtiness, LogError> {
+        self.measure(cleaned_to, stable_end, now_ms)
+            .map_err(|error| self.read_error(error))
+    }
+
+    /// What there is to clean; `None` if that is nothing. Any earlier plan is void.
+    pub fn plan_compaction(
+        &mut self,
+        cleaned_to: Option<Offset>,
+        stable_end: Offset,
+        now_ms: i64,
+    ) -> Result<Option<Compaction>, LogError> {
+        let dirtiness = self.dirtiness(cleaned_to, stable_end, now_ms)?;
+        if dirtiness.dirty_bytes == 0 {
+            return Ok(None);
+        }
+        let end = self
+            .segments
+            .partition_point(|s| s.base_offset() < dirtiness.end);
+        let sources = self.segments[..end]
+            .iter()
+            .zip(&self.segments[1..])
+            .map(|(segment, next)| Source {
+                base_offset: segment.base_offset(),
+                size: segment.size(),
+                end_offset: next.base_offset(),
+            })
+            .collect();
+        let producers = self.producers.entries().iter().map(|(&id, entry)| {
+            let last = match entry.batches().last() {
+                Some(batch) => LastOfProducer::Data(batch.last_offset),
+                None => LastOfProducer::Marker(entry.epoch),
+            };
+            (id, last)
+        });
+        let producers = producers.collect();
+        Ok(Some(Compaction {
+            dir: Arc::clone(&self.dir),
+            ticket: self.compaction.new_plan(),
+            config: self.config.clone(),
+            now_ms,
+            dirty_from: dirtiness.dirty_from,
+            sources,
+            later: self.segments[end..]
+                .iter()
+                .map(Segment::base_offset)
+                .collect(),
+            producers,
+        }))
+    }
+
+    /// Whether the segments of that plan have not been truncated, nor planned for anew.
+    pub fn is_current(&self, ticket: CompactionTicket) -> bool {
+        self.compaction.is_current(ticket)
+    }
+
+    fn measure(
+        &self,
+        cleaned_to: Option<Offset>,
+        stable_end: Offset,
+        now_ms: i64,
+    ) -> Result<Dirtiness, ReadError> {
+        let start = self.log_start_offset;
+        let known = cleaned_to.unwrap_or(start);
+        let was_reset = known < start || known > self.log_end_offset;
+        let dirty_from = if was_reset { start } else { known };
+        let first_dirty = self.segment_of(dirty_from);
+        // Whole segments only, and not the active one.
+        let stable = self.segment_of(stable_end).min(self.segments.len() - 1);
+        let end = self.old_enough(first_dirty, now_ms)?.min(stable);
+        let bytes = |segments: &[Segment]| segments.iter().map(Segment::size).sum();
+        Ok(Dirtiness {
+            dirty_from,
+            end: self.segments[end].base_offset(),
+            clean_bytes: bytes(&self.segments[..first_dirty.min(end)]),
+            dirty_bytes: bytes(&self.segments[first_dirty.min(end)..end]),
+            overdue_ms: self.overdue_ms(first_dirty, now_ms)?,
+            was_reset,
+        })
+    }
+
+    /// The first dirty segment that has a record younger than `min.compaction.lag.ms`, or the
+    /// active one.
+    fn old_enough(&self, first_dirty: usize, now_ms: i64) -> Result<usize, ReadError> {
+        let active = self.segments.len() - 1;
+        let lag_ms = self.config.min_compaction_lag_ms;
+        if lag_ms > 0 {
+            let youngest = now_ms.saturating_sub(lag_ms);
+            for at in first_dirty..active {
+                let segment = &self.segments[at];
+                if segment.size() > 0 && segment.max_timestamp()?.timestamp > youngest {
+                    return Ok(at);
+                }
+            }
+        }
+        Ok(active)
+    }
+
+    fn overdue_ms(&self, first_dirty: usize, now_ms: i64) -> Result<i64, ReadError> {
+        if self.config.max_compaction_lag_ms == i64::MAX {
+            return Ok(0);
+        }
+        let oldest = now_ms.saturating_sub(self.config.max_compaction_lag_ms.max(0));
+        let mut overdue = 0;
+        for segment in &self.segments[first_dirty..self.segments.len() - 1] {
+            if let Some(since) = segment.first_timestamp()?.filter(|&since| since > 0) {
+                overdue = overdue.max(oldest.saturating_sub(since));
+            }
+        }
+        Ok(overdue)
+    }
+}
