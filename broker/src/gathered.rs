@@ -26,6 +26,7 @@ pub(crate) fn gather(node: &Node) -> Gathered {
             .map(|_| cluster(&image)),
         groups: node.groups.count(),
         fetch_sessions: node.fetch_sessions.len(),
+        cleaner: node.cleaner.report(node),
     }
 }
 

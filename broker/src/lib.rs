@@ -7,6 +7,7 @@
 mod admin_http;
 mod adoption;
 mod api;
+mod cleaner;
 mod gathered;
 mod groups;
 mod handover;
@@ -126,6 +127,7 @@ pub struct Broker {
     stop: watch::Sender<bool>,
     listener: JoinHandle<()>,
     background: Vec<JoinHandle<()>>,
+    cleaner: JoinHandle<()>,
 }
 
 impl std::fmt::Debug for Broker {
@@ -299,6 +301,7 @@ impl Broker {
         node.applied(image.revision()).await;
         adoption::settle_strays(&node, kind.adopts()).await?;
         background.extend(Maintenance::start(&node));
+        let cleaner = cleaner::start(&node);
         let proposing = Arc::clone(&node);
         background.push(tokio::spawn(async move {
             proposing.replication.propose(&proposing).await;
@@ -329,6 +332,7 @@ impl Broker {
             stop,
             listener,
             background,
+            cleaner,
         })
     }
 
@@ -363,12 +367,14 @@ impl Broker {
         }
         // So that another takes over while the logs are closed.
         self.node.controller.retire().await;
+        self.node.cleaner.stop();
         // What they append must not come after the logs are closed.
         for fetcher in self.node.replication.stop() {
             let _ = fetcher.await;
         }
         self.stop.send_replace(true);
         let _ = (&mut self.listener).await;
+        let _ = (&mut self.cleaner).await;
         for task in &self.background {
             task.abort();
         }
@@ -395,6 +401,7 @@ impl Drop for Broker {
     /// What runs for this broker ends, and with the last of it the lock on the directory.
     fn drop(&mut self) {
         drop(self.node.replication.stop());
+        self.node.cleaner.stop();
         self.listener.abort();
         for task in &self.background {
             task.abort();

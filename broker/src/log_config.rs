@@ -20,11 +20,14 @@ pub(crate) fn of(settings: &TopicSettings, producer_id_expiration_ms: i64) -> Lo
             Policy::Compact => CleanupPolicy::Compact,
             Policy::CompactAndDelete => CleanupPolicy::CompactAndDelete,
         },
+        min_cleanable_dirty_ratio: settings.min_cleanable_dirty_ratio,
+        min_compaction_lag_ms: settings.min_compaction_lag_ms,
+        max_compaction_lag_ms: settings.max_compaction_lag_ms,
+        delete_retention_ms: settings.delete_retention_ms,
         flush_messages: u64::try_from(settings.flush_messages).unwrap_or(u64::MAX),
         flush_ms: settings.flush_ms,
         file_delete_delay_ms: settings.file_delete_delay_ms,
         preallocate: settings.preallocate,
         producer_id_expiration_ms,
-        ..LogConfig::default()
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::{
     api::FetchSessions,
+    cleaner::Cleaner,
     groups::Groups,
     internal_topics::{self, CONSUMER_OFFSETS},
     metrics::Metrics,
@@ -72,6 +73,7 @@ pub(crate) struct Node {
     pub(crate) controller: Controller,
     pub(crate) replicas: Replicas,
     pub(crate) replication: Replication,
+    pub(crate) cleaner: Cleaner,
     pub(crate) groups: Groups,
     pub(crate) fetch_sessions: FetchSessions,
     pub(crate) producer_ids: ProducerIds,
@@ -108,6 +110,7 @@ impl Node {
         Arc::new(Self {
             broker_id: BrokerId::new(settings.node_id),
             replication: Replication::default(),
+            cleaner: Cleaner::default(),
             groups: Groups::new(&settings),
             fetch_sessions: FetchSessions::new(
                 usize::try_from(settings.max_incremental_fetch_session_cache_slots).unwrap_or(0),

@@ -55,6 +55,8 @@ struct Found {
     recovery_points: BTreeMap<TopicPartition, Offset>,
     high_watermarks: BTreeMap<TopicPartition, Offset>,
     log_starts: BTreeMap<TopicPartition, Offset>,
+    /// Up to where logs had been compacted.
+    cleaned: BTreeMap<TopicPartition, Offset>,
     /// Logs that were opened before the first image was applied.
     opened: Mutex<HashMap<(TopicId, PartitionId), Log>>,
 }
@@ -66,6 +68,7 @@ impl Found {
             &mut self.recovery_points,
             &mut self.high_watermarks,
             &mut self.log_starts,
+            &mut self.cleaned,
         ] {
             offsets.remove(id);
         }
@@ -159,6 +162,7 @@ impl Replicas {
             recovery_points: read(OffsetCheckpoint::RECOVERY_POINT)?,
             high_watermarks: read(OffsetCheckpoint::HIGH_WATERMARK)?,
             log_starts: read(OffsetCheckpoint::LOG_START)?,
+            cleaned: read(OffsetCheckpoint::CLEANER)?,
             opened: Mutex::default(),
         };
         Ok(Self {
@@ -439,7 +443,11 @@ impl Replicas {
             topic_settings,
             i64::from(settings.producer_id_expiration_ms),
         );
-        Log::open(&self.directory.partition_dir(id), config, opening)
+        let mut log = Log::open(&self.directory.partition_dir(id), config, opening)?;
+        if let Some(&cleaned_to) = self.found.cleaned.get(id) {
+            log.set_cleaned_to(cleaned_to);
+        }
+        Ok(log)
     }
 
     fn take_role(&self, partition: &Partition, state: &PartitionState) {
@@ -676,6 +684,9 @@ impl Replicas {
             Checkpoints::LogStarts => write(OffsetCheckpoint::LOG_START, &|partition| {
                 Some(partition.offsets().log_start).filter(|&start| start > Offset::ZERO)
             }),
+            Checkpoints::Cleaned => write(OffsetCheckpoint::CLEANER, &|partition| {
+                partition.with_log(|log, _| log.cleaned_to())?
+            }),
         }
     }
 
@@ -696,6 +707,10 @@ impl Replicas {
             }
             self.write_recovery_points(&mut stored, points)?;
         }
+        let cleaned_to = |partition: &Partition| partition.with_log(|log, _| log.cleaned_to())?;
+        let was_cleaned = cuts
+            .iter()
+            .any(|(partition, _, cut)| cleaned_to(partition) > Some(cut.offset()));
         // Still holding the file, so that it is not raised again meanwhile.
         for (partition, position, cut) in cuts {
             if let Err(error) = partition.cut(position, *cut, time::now_ms()) {
@@ -703,6 +718,10 @@ impl Replicas {
             }
         }
         drop(stored);
+        if was_cleaned {
+            // What comes there instead has not been compacted.
+            self.checkpoint(Checkpoints::Cleaned)?;
+        }
         Ok(())
     }
 
@@ -739,6 +758,8 @@ pub(crate) enum Checkpoints {
     HighWatermarks,
     /// Where logs begin.
     LogStarts,
+    /// Up to where logs have been compacted.
+    Cleaned,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

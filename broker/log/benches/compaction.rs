@@ -66,7 +66,8 @@ fn filled(dir: &std::path::Path) -> Log {
 fn clean(log: &mut Log) {
     let mut pace = |_| ControlFlow::Continue(());
     let end = log.log_end_offset();
-    let plan = log.plan_compaction(Some(Offset::ZERO), end, NOW).unwrap();
+    log.set_cleaned_to(Offset::ZERO);
+    let plan = log.plan_compaction(end, NOW).unwrap();
     let mut cleaning = plan.unwrap().index_keys(MEMORY, &mut pace).unwrap();
     while let Some(mut cleaned) = cleaning.clean_next(&mut pace).unwrap() {
         assert!(log.begin_swap(&mut cleaned).unwrap());

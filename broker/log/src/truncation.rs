@@ -32,7 +32,7 @@ impl Log {
             return Ok(true);
         }
         self.unsynced.truncated();
-        self.compaction.truncated();
+        self.compaction.truncated(offset);
         while self.active().base_offset() > offset {
             // From the end, so that a crash leaves no hole.
             self.remove_files(self.segments.len() - 1, now_ms)?;
@@ -78,7 +78,7 @@ impl Log {
         now_ms: i64,
     ) -> Result<(), LogError> {
         self.unsynced.truncated();
-        self.compaction.truncated();
+        self.compaction.truncated(offset);
         while let Some(last) = self.segments.len().checked_sub(1) {
             self.remove_files(last, now_ms)?;
             if last == 0 {

@@ -63,6 +63,29 @@ pub(crate) struct Gathered {
     pub(crate) groups: usize,
     /// Incremental fetch sessions that are remembered.
     pub(crate) fetch_sessions: usize,
+    /// Compaction.
+    pub(crate) cleaner: CleanerState,
+}
+
+/// How compaction gets on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CleanerState {
+    /// How full the memory for keys was in the last compaction, in percent.
+    pub(crate) buffer_percent: i64,
+    /// How much of what the last compaction read it wrote again, in percent.
+    pub(crate) recopy_percent: i64,
+    /// How long the last compaction took.
+    pub(crate) clean_seconds: i64,
+    /// How long the oldest record is past `max.compaction.lag.ms` that is not compacted.
+    pub(crate) delay_seconds: i64,
+    /// How much of the dirtiest log is dirty, in percent.
+    pub(crate) max_dirty_percent: i64,
+    /// Since when no log was looked for that should be compacted.
+    pub(crate) ms_since_last_run: i64,
+    /// Logs that can't be compacted.
+    pub(crate) uncleanable: usize,
+    /// Their dirty bytes.
+    pub(crate) uncleanable_bytes: u64,
 }
 
 /// How far the broker is in its life.
@@ -223,6 +246,26 @@ gauges!(BROKER_GAUGES of Gathered {
     /// Incremental fetch sessions that are remembered.
     "kafka_server_fetchsessioncache_numincrementalfetchsessions" =
         |state| state.fetch_sessions as i64;
+    /// How full the memory for keys was in the last compaction, in percent.
+    "kafka_log_logcleaner_max_buffer_utilization_percent" =
+        |state| state.cleaner.buffer_percent;
+    /// How much of what the last compaction read it wrote again, in percent.
+    "kafka_log_logcleaner_cleaner_recopy_percent" = |state| state.cleaner.recopy_percent;
+    /// How many seconds the last compaction took.
+    "kafka_log_logcleaner_max_clean_time_secs" = |state| state.cleaner.clean_seconds;
+    /// How many seconds the oldest record is past max.compaction.lag.ms that is not compacted.
+    "kafka_log_logcleaner_max_compaction_delay_secs" = |state| state.cleaner.delay_seconds;
+    /// How much of the dirtiest compacted log is dirty, in percent.
+    "kafka_log_logcleanermanager_max_dirty_percent" = |state| state.cleaner.max_dirty_percent;
+    /// For how long no log was looked for that should be compacted, in milliseconds.
+    "kafka_log_logcleanermanager_time_since_last_run_ms" =
+        |state| state.cleaner.ms_since_last_run;
+    /// Logs that can't be compacted because they are damaged; the broker's own log says why.
+    "kafka_log_logcleanermanager_uncleanable_partitions_count" =
+        |state| state.cleaner.uncleanable as i64;
+    /// Bytes of these that should have been compacted.
+    "kafka_log_logcleanermanager_uncleanable_bytes" =
+        |state| state.cleaner.uncleanable_bytes as i64;
 });
 
 gauges!(CLUSTER_GAUGES of ClusterState {

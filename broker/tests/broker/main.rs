@@ -1,6 +1,7 @@
 //! The whole broker in this process, driven over sockets.
 
 mod client_groups;
+mod compaction;
 mod etcd;
 mod groups;
 mod hostile;

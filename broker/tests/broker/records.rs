@@ -27,7 +27,7 @@ async fn topic(server: &Server, configs: &[(&str, &str)]) -> Client {
     client
 }
 
-async fn alter(client: &mut Client, name: &str, value: &str) {
+pub(crate) async fn alter(client: &mut Client, name: &str, value: &str) {
     let answer = client
         .ask(
             1,
@@ -127,7 +127,7 @@ async fn flushes(server: &Server) -> u64 {
     line.expect("the count").trim().parse().expect("a number")
 }
 
-async fn metrics(server: &Server) -> String {
+pub(crate) async fn metrics(server: &Server) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let address = server.broker().admin_address().expect("an admin listener");
     let mut stream = tokio::net::TcpStream::connect(address)

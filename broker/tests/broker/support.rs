@@ -70,7 +70,10 @@ impl Server {
         Self::start_in(directory, overrides).await
     }
 
-    async fn start_in(directory: Arc<TempDir>, overrides: Vec<(String, String)>) -> Self {
+    pub(crate) async fn start_in(
+        directory: Arc<TempDir>,
+        overrides: Vec<(String, String)>,
+    ) -> Self {
         let broker = soon("the start", start_broker(directory.path(), &overrides))
             .await
             .expect("the broker starts");

@@ -344,26 +344,11 @@ fn check_known(scope: &ConfigScope, name: &str) -> Result<(), ControllerError> {
 
 fn validate(scope: &ConfigScope, name: &str, value: &str) -> Result<(), ControllerError> {
     let checked = match scope {
-        ConfigScope::Topic(topic) if is_internal(topic) && name == "cleanup.policy" => {
-            // The broker itself compacts its own topics.
-            match value {
-                "compact" | "delete" | "compact,delete" | "delete,compact" => Ok(()),
-                _ => topic::validate(name, value),
-            }
-        }
         ConfigScope::Topic(_) => topic::validate(name, value),
         ConfigScope::Broker(_) | ConfigScope::Cluster => broker::validate_dynamic(name, value),
         ConfigScope::Group(_) => group::check_one(name, value),
     };
     checked.map_err(|problem| ControllerError::InvalidConfig(problem.to_string()))
-}
-
-/// Whether a topic is the system's own.
-pub fn is_internal(topic: &str) -> bool {
-    matches!(
-        topic,
-        "__consumer_offsets" | "__transaction_state" | "__share_group_state"
-    )
 }
 
 #[cfg(test)]

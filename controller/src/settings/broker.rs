@@ -15,7 +15,7 @@ use super::{
     error::{Problem, SettingsError},
     names, properties,
     row::{
-        Range::{Any, AtLeast, Between, DeleteOnly, MinusOneOrAtLeast, MinusOneOrBetween},
+        Range::{AboveZero, Any, AtLeast, Between, Fraction, MinusOneOrAtLeast, MinusOneOrBetween},
         Setting, Update,
     },
     value::{
@@ -192,6 +192,27 @@ server_settings! {
         leader_imbalance_per_broker_percentage: i32 =
             "leader.imbalance.per.broker.percentage", Some("10"), AtLeast(0), AtStart;
     }
+    "Compaction" {
+        /// Whether topics with cleanup.policy=compact are compacted. Without it they grow for
+        /// ever, the topic of committed offsets among them.
+        log_cleaner_enable: bool = "log.cleaner.enable", Some("true"), Any, AtStart;
+        /// How many logs are compacted at once.
+        log_cleaner_threads: i32 = "log.cleaner.threads", Some("1"), AtLeast(0), Running;
+        /// The most memory that the keys of the logs take that are being compacted, all
+        /// together, at 24 bytes a key. A log with more keys is compacted in several rounds. At
+        /// least 1 MiB for each of `log.cleaner.threads`.
+        log_cleaner_dedupe_buffer_size: i64 =
+            "log.cleaner.dedupe.buffer.size", Some("134217728"), AtLeast(1_048_576), Running;
+        /// How full that memory may become. The fuller, the more keys fit and the slower it is.
+        log_cleaner_io_buffer_load_factor: f64 =
+            "log.cleaner.io.buffer.load.factor", Some("0.9"), Fraction, Running;
+        /// The most bytes that compaction reads and writes in a second, on average.
+        log_cleaner_io_max_bytes_per_second: f64 = "log.cleaner.io.max.bytes.per.second",
+            Some("1.7976931348623157E308"), AboveZero, Running;
+        /// How long compaction rests when no log is due.
+        log_cleaner_backoff_ms: i64 =
+            "log.cleaner.backoff.ms", Some("15000"), AtLeast(0), Running;
+    }
     "What a topic has that does not say otherwise" {
         /// The largest batch of records that is accepted, in bytes after compression.
         message_max_bytes: i32 = "message.max.bytes", Some("1048588"), AtLeast(0), Running;
@@ -221,9 +242,26 @@ server_settings! {
         /// no limit.
         log_retention_bytes: i64 =
             "log.retention.bytes", Some("-1"), MinusOneOrAtLeast(0), Running;
-        /// What becomes of old records. They are deleted by age and size.
+        /// What becomes of old records: delete removes them by age and size, compact keeps only
+        /// the last record of each key, and delete,compact does both.
         log_cleanup_policy: CleanupPolicy =
-            "log.cleanup.policy", Some("delete"), DeleteOnly, Running;
+            "log.cleanup.policy", Some("delete"), Any, Running;
+        /// How much of a compacted partition's log must be new for it to be compacted, from 0
+        /// to 1.
+        log_cleaner_min_cleanable_ratio: f64 =
+            "log.cleaner.min.cleanable.ratio", Some("0.5"), Fraction, Running;
+        /// How long a record of a compacted topic stays in any case.
+        log_cleaner_min_compaction_lag_ms: i64 =
+            "log.cleaner.min.compaction.lag.ms", Some("0"), AtLeast(0), Running;
+        /// After this time a record of a compacted topic is compacted whatever
+        /// `log.cleaner.min.cleanable.ratio` says; its segment is closed for that.
+        log_cleaner_max_compaction_lag_ms: i64 = "log.cleaner.max.compaction.lag.ms",
+            Some("9223372036854775807"), AtLeast(1), Running;
+        /// How long a compacted topic keeps a record without value, and the mark of a
+        /// transaction whose records are gone, after the compaction that found them. Within
+        /// this time a consumer that began at the start must have come to the end to see them.
+        log_cleaner_delete_retention_ms: i64 =
+            "log.cleaner.delete.retention.ms", Some("86400000"), AtLeast(0), Running;
         /// The size of an offset or time index file; a segment whose index is full is closed.
         log_index_size_max_bytes: i32 =
             "log.index.size.max.bytes", Some("10485760"), AtLeast(12), Running;
@@ -604,6 +642,22 @@ impl ServerSettings {
                 "queued.max.request.bytes={} could never let in a request of \
                  socket.request.max.bytes={request_max_bytes}: make it as large, or -1",
                 self.queued_max_request_bytes
+            ));
+        }
+        if self.log_cleaner_min_compaction_lag_ms > self.log_cleaner_max_compaction_lag_ms {
+            found.push(format!(
+                "log.cleaner.min.compaction.lag.ms={} is more than \
+                 log.cleaner.max.compaction.lag.ms={}",
+                self.log_cleaner_min_compaction_lag_ms, self.log_cleaner_max_compaction_lag_ms
+            ));
+        }
+        let per_thread =
+            self.log_cleaner_dedupe_buffer_size / i64::from(self.log_cleaner_threads.max(1));
+        if self.log_cleaner_enable && per_thread < 1 << 20 {
+            found.push(format!(
+                "log.cleaner.dedupe.buffer.size={} is less than 1 MiB for each of \
+                 log.cleaner.threads={}",
+                self.log_cleaner_dedupe_buffer_size, self.log_cleaner_threads
             ));
         }
         found.extend(self.etcd_conflicts());

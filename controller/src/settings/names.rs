@@ -96,11 +96,10 @@ pub(super) const NOT_HERE: &[(&str, &str)] = &[
     ("producer.purgatory.", REMOVE),
     ("fetch.purgatory.", REMOVE),
     ("delete.records.purgatory.", REMOVE),
-    ("log.cleaner.", NO_COMPACTION),
-    ("delete.retention.ms", NO_COMPACTION),
-    ("min.cleanable.dirty.ratio", NO_COMPACTION),
-    ("min.compaction.lag.ms", NO_COMPACTION),
-    ("max.compaction.lag.ms", NO_COMPACTION),
+    (
+        "log.cleaner.io.buffer.size",
+        "compaction reads and writes 1 MiB at a time; remove it",
+    ),
     ("remote.", NO_TIERS),
     ("log.local.retention.", NO_TIERS),
     ("local.retention.", NO_TIERS),
@@ -143,7 +142,6 @@ const NO_SECURITY: &str = "the listener is neither encrypted nor authenticated; 
 const NO_POOLS: &str = "threads follow the number of processors; remove it";
 const NO_JMX: &str = "metrics are served for Prometheus (admin.listener); remove it";
 const NO_QUOTAS: &str = "there are no quotas; remove it";
-const NO_COMPACTION: &str = "topics can't be compacted yet; remove it";
 const NO_TIERS: &str = "there is no tiered storage; remove it";
 const ONE_FORMAT: &str = "there is one record format (magic 2); remove it";
 const TIMESTAMP_DIFFERENCE: &str =
@@ -301,7 +299,7 @@ mod tests {
                 "{name}"
             );
         }
-        for name in ["remote.storage.enable", "delete.retention.ms"] {
+        for name in ["remote.storage.enable", "local.retention.ms"] {
             assert!(
                 matches!(topic(name), Err(Problem::NotHere { .. })),
                 "{name}"

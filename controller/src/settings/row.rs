@@ -42,6 +42,8 @@ pub enum Kind {
     Short = 4,
     /// A 64-bit number.
     Long = 5,
+    /// A number that need not be whole.
+    Double = 6,
     /// Texts with commas between them; IncrementalAlterConfigs may append to it.
     List = 7,
     /// A text that DescribeConfigs does not show.
@@ -61,8 +63,10 @@ pub enum Range {
     MinusOneOrAtLeast(i64),
     /// -1, which the row explains, or the two ends and all between.
     MinusOneOrBetween(i64, i64),
-    /// Only `delete`: the broker can't compact a user's topic yet.
-    DeleteOnly,
+    /// From 0 to 1, both included.
+    Fraction,
+    /// Any number above 0.
+    AboveZero,
 }
 
 /// Whether and how a setting can be changed while the daemon runs.
@@ -130,7 +134,6 @@ impl Setting {
     /// What the setting accepts, in words: `a whole number, 1 or more`.
     pub fn expected(&self) -> String {
         match self.range {
-            Range::DeleteOnly => "delete (compact comes with a later version)".to_owned(),
             Range::Any if !self.allowed.is_empty() => {
                 format!("one of {}", self.allowed.join(", "))
             }
@@ -144,6 +147,7 @@ impl Range {
     /// Whether `text`, which has parsed as the setting's type, lies in the range.
     fn contains(self, text: &str) -> bool {
         let number = || text.parse::<i64>();
+        let double = || text.parse::<f64>();
         match self {
             Self::Any => true,
             Self::AtLeast(low) => number().is_ok_and(|n| n >= low),
@@ -152,7 +156,8 @@ impl Range {
             Self::MinusOneOrBetween(low, high) => {
                 number().is_ok_and(|n| n == -1 || (low..=high).contains(&n))
             }
-            Self::DeleteOnly => text == "delete",
+            Self::Fraction => double().is_ok_and(|n| (0.0..=1.0).contains(&n)),
+            Self::AboveZero => double().is_ok_and(|n| n > 0.0),
         }
     }
 }
@@ -165,7 +170,8 @@ impl fmt::Display for Range {
             Self::Between(low, high) => write!(f, "{low} to {high}"),
             Self::MinusOneOrAtLeast(low) => write!(f, "-1, or {low} or more"),
             Self::MinusOneOrBetween(low, high) => write!(f, "-1, or {low} to {high}"),
-            Self::DeleteOnly => f.write_str("delete"),
+            Self::Fraction => f.write_str("0 to 1"),
+            Self::AboveZero => f.write_str("more than 0"),
         }
     }
 }

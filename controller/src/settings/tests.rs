@@ -119,8 +119,13 @@ fn values_outside_their_range_are_refused() {
         "compression.gzip.level=10",
         "compression.zstd.level=23",
         "default.replication.factor=32768",
-        "log.cleanup.policy=compact",
-        "log.cleanup.policy=delete,compact",
+        "log.cleanup.policy=compacted",
+        "log.cleanup.policy=delete,",
+        "log.cleaner.min.cleanable.ratio=1.1",
+        "log.cleaner.min.cleanable.ratio=NaN",
+        "log.cleaner.io.max.bytes.per.second=0",
+        "log.cleaner.io.max.bytes.per.second=inf",
+        "log.cleaner.max.compaction.lag.ms=0",
         "listeners=SSL://localhost:9093",
         "listeners=PLAINTEXT://a:1,PLAINTEXT://b:2",
         "log.dirs=/a,/b",
@@ -145,6 +150,12 @@ fn values_at_the_ends_of_their_range_are_accepted() {
         "admin.listener=",
         "broker.rack=",
         "log.cleanup.policy=delete",
+        "log.cleanup.policy=compact",
+        "log.cleanup.policy=delete, compact",
+        "log.cleaner.min.cleanable.ratio=0",
+        "log.cleaner.min.cleanable.ratio=1.0",
+        "log.cleaner.io.max.bytes.per.second=1.7976931348623157E308",
+        "log.cleaner.threads=0",
     ] {
         settings(text);
     }
@@ -183,6 +194,14 @@ fn settings_that_contradict_each_other_are_refused() {
         (
             "etcd.endpoints=http://etcd:2379\netcd.request.timeout.ms=5000",
             "broker.session.timeout.ms",
+        ),
+        (
+            "log.cleaner.max.compaction.lag.ms=5\nlog.cleaner.min.compaction.lag.ms=6",
+            "log.cleaner.max.compaction.lag.ms",
+        ),
+        (
+            "log.cleaner.dedupe.buffer.size=2000000\nlog.cleaner.threads=2",
+            "log.cleaner.threads",
         ),
     ] {
         assert!(refusal(text).contains(word), "{text}");
@@ -274,9 +293,11 @@ fn stored_configs_that_are_not_valid_do_not_hold() {
 }
 
 #[test]
-fn a_brokers_own_topic_may_be_compacted_but_no_users_topic() {
-    assert!(topic::validate("cleanup.policy", "delete").is_ok());
-    assert!(topic::validate("cleanup.policy", "compact").is_err());
+fn a_topic_may_be_compacted_and_its_old_records_deleted() {
+    for policy in ["delete", "compact", "compact,delete"] {
+        assert!(topic::validate("cleanup.policy", policy).is_ok());
+    }
+    assert!(topic::validate("cleanup.policy", "none").is_err());
     let overrides = configs(&[("cleanup.policy", "compact, delete")]);
     let resolved = TopicSettings::resolve(&settings(""), &overrides);
     assert_eq!(resolved.cleanup_policy, CleanupPolicy::CompactAndDelete);

@@ -12,7 +12,7 @@ use super::{
     error::{Problem, SettingsError},
     names,
     row::{
-        Range::{Any, AtLeast, Between, DeleteOnly, MinusOneOrAtLeast, MinusOneOrBetween},
+        Range::{Any, AtLeast, Between, Fraction, MinusOneOrAtLeast, MinusOneOrBetween},
         Setting, Update,
     },
     value::{CleanupPolicy, CompressionType, SettingValue, TimestampType},
@@ -87,8 +87,9 @@ macro_rules! topic_settings {
 }
 
 topic_settings! {
-    /// What becomes of old records. They are deleted by age and size.
-    cleanup_policy: CleanupPolicy = "cleanup.policy", DeleteOnly, ["log.cleanup.policy" in SAME];
+    /// What becomes of old records: delete removes them by age and size, compact keeps only the
+    /// last record of each key, and delete,compact does both.
+    cleanup_policy: CleanupPolicy = "cleanup.policy", Any, ["log.cleanup.policy" in SAME];
     /// The level with which the broker compresses if `compression.type` is gzip; -1 for the
     /// codec's own.
     compression_gzip_level: i32 = "compression.gzip.level", MinusOneOrBetween(1, 9),
@@ -98,6 +99,11 @@ topic_settings! {
     /// The level with which the broker compresses if `compression.type` is zstd.
     compression_zstd_level: i32 = "compression.zstd.level", Between(-131_072, 22),
         ["compression.zstd.level" in SAME];
+    /// How long a compacted topic keeps a record without value, and the mark of a transaction
+    /// whose records are gone, after the compaction that found them. Within this time a
+    /// consumer that began at the start must have come to the end to see them.
+    delete_retention_ms: i64 = "delete.retention.ms", AtLeast(0),
+        ["log.cleaner.delete.retention.ms" in SAME];
     /// How long a deleted segment's files stay on disk, so that readers can finish.
     file_delete_delay_ms: i64 = "file.delete.delay.ms", AtLeast(0),
         ["log.segment.delete.delay.ms" in SAME];
@@ -110,6 +116,10 @@ topic_settings! {
     /// How many bytes of records lie between two entries of an index.
     index_interval_bytes: i32 = "index.interval.bytes", AtLeast(0),
         ["log.index.interval.bytes" in SAME];
+    /// After this time a record of a compacted topic is compacted whatever
+    /// `min.cleanable.dirty.ratio` says; its segment is closed for that.
+    max_compaction_lag_ms: i64 = "max.compaction.lag.ms", AtLeast(1),
+        ["log.cleaner.max.compaction.lag.ms" in SAME];
     /// The largest batch of records that is accepted, in bytes after compression.
     max_message_bytes: i32 = "max.message.bytes", AtLeast(0), ["message.max.bytes" in SAME];
     /// How far a record's timestamp may lie after the broker's clock; more is refused. Has no
@@ -123,6 +133,12 @@ topic_settings! {
     /// Whether a record keeps the producer's timestamp or gets the time of its append.
     message_timestamp_type: TimestampType = "message.timestamp.type", Any,
         ["log.message.timestamp.type" in SAME];
+    /// How much of a compacted partition's log must be new for it to be compacted, from 0 to 1.
+    min_cleanable_dirty_ratio: f64 = "min.cleanable.dirty.ratio", Fraction,
+        ["log.cleaner.min.cleanable.ratio" in SAME];
+    /// How long a record of a compacted topic stays in any case.
+    min_compaction_lag_ms: i64 = "min.compaction.lag.ms", AtLeast(0),
+        ["log.cleaner.min.compaction.lag.ms" in SAME];
     /// How many in-sync replicas must have a write before a producer with acks=all is told that
     /// it succeeded; with fewer in sync such writes are refused.
     min_insync_replicas: i32 = "min.insync.replicas", AtLeast(1), ["min.insync.replicas" in SAME];
@@ -154,8 +170,6 @@ topic_settings! {
 }
 
 /// Checks one override of a topic, as a user gives it, before it is stored.
-///
-/// The broker's own topics are not checked by this: theirs may be compacted.
 ///
 /// # Errors
 /// If topics have no such setting or the value is not one that it accepts.

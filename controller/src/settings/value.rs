@@ -42,6 +42,15 @@ number!(
     i64 => Long "a 64-bit whole number"
 );
 
+impl SettingValue for f64 {
+    const KIND: Kind = Kind::Double;
+    const EXPECTED: &'static str = "a number";
+
+    fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|number: &f64| number.is_finite())
+    }
+}
+
 /// As Kafka reads it: the case of the letters doesn't matter.
 impl SettingValue for bool {
     const KIND: Kind = Kind::Boolean;

@@ -12,16 +12,13 @@ use yuxi_protocol::{
 };
 
 use super::{
-    CompactionError, Pace, aborted,
-    aborted::AbortedTransaction,
-    group,
+    CompactionError, Pace, group,
     offset_map::OffsetMap,
     output::{self, CleanedSegment, Output},
     plan::{Compaction, LastOfProducer},
     source::{Source, SourceReader},
     transactions::{Fate, Transactions},
 };
-use crate::file_names;
 
 /// More than a stored batch may decompress to here.
 const MAX_DECOMPRESSED_BYTES: usize = 256 << 20;
@@ -76,7 +73,7 @@ impl Compaction {
             stats: CompactionStats::default(),
             plan: self,
         };
-        let aborted = cleaning.plan.aborted_before(end)?;
+        let aborted = std::mem::take(&mut cleaning.plan.aborted);
         let dirty_from = cleaning.plan.dirty_from;
         let still_open = aborted
             .iter()
@@ -90,19 +87,6 @@ impl Compaction {
         cleaning.groups =
             group::form(&cleaning.plan.dir, &sources[..count], &cleaning.plan.config).into();
         Ok(cleaning)
-    }
-
-    /// The aborted transactions that begin before `end`. The marker of one may stand in any
-    /// later segment, and with it what is known of it.
-    fn aborted_before(&self, end: Offset) -> Result<Vec<AbortedTransaction>, CompactionError> {
-        let mut found = Vec::new();
-        let sources = self.sources.iter().map(|source| source.base_offset);
-        for base_offset in sources.chain(self.later.iter().copied()) {
-            let path = file_names::path(&self.dir, base_offset, file_names::TXN_INDEX);
-            found.extend(aborted::read(&path)?);
-        }
-        found.retain(|aborted| aborted.first_offset < end);
-        Ok(found)
     }
 }
 

@@ -19,7 +19,6 @@
 //! are known at a time take no more memory than the caller allows; when they are more, the
 //! log is cleaned up to where they were known, and the rest the next time.
 
-mod aborted;
 mod clean;
 mod group;
 mod offset_map;

@@ -16,9 +16,7 @@ use yuxi_protocol::{
 };
 
 use super::{
-    CompactionError, Pace,
-    aborted::{self, AbortedTransaction},
-    keep_pace,
+    CompactionError, Pace, keep_pace,
     plan::{Compaction, CompactionTicket},
     source::Source,
 };
@@ -28,6 +26,7 @@ use crate::{
     index::OffsetIndex,
     segment::AppendedBatch,
     time_index::{TimeIndex, TimestampOffset},
+    txn_index::{AbortedTransaction, TxnIndex},
 };
 
 /// What is written at a time.
@@ -45,7 +44,7 @@ pub(super) struct Output {
     index_interval_bytes: u64,
     indexed_position: u64,
     max_timestamp: TimestampOffset,
-    aborted: Vec<AbortedTransaction>,
+    aborted: TxnIndex,
     /// Batches that are not written yet.
     buffer: Vec<u8>,
     /// Bytes of the sources that are still to come.
@@ -60,6 +59,7 @@ impl Output {
             ticket: plan.ticket,
             base_offset,
             size: 0,
+            has_aborted: false,
             sources: sources.to_vec(),
             stage: Stage::Cleaned,
         };
@@ -72,6 +72,7 @@ impl Output {
         let storage = |error| LogError::storage(&log)(error);
         let index = cleaned.path(file_names::INDEX, file_names::CLEANED);
         let times = cleaned.path(file_names::TIME_INDEX, file_names::CLEANED);
+        let aborted = cleaned.path(file_names::TXN_INDEX, file_names::CLEANED);
         Ok(Self {
             offsets: OffsetIndex::open(index, base_offset).map_err(storage)?,
             times: TimeIndex::open(times, base_offset).map_err(storage)?,
@@ -80,7 +81,7 @@ impl Output {
             index_interval_bytes: u64::from(plan.config.index_interval_bytes),
             indexed_position: 0,
             max_timestamp: TimestampOffset::none(base_offset),
-            aborted: Vec::new(),
+            aborted: TxnIndex::absent(aborted),
             buffer: Vec::with_capacity(WRITE_BYTES),
             ahead: sources.iter().map(|source| source.size).sum(),
         })
@@ -124,6 +125,7 @@ impl Output {
     /// A transaction was aborted whose marker stays.
     pub(super) fn add_aborted(&mut self, aborted: AbortedTransaction) {
         self.aborted.push(aborted);
+        self.cleaned.has_aborted = true;
     }
 
     /// Writes the buffer once it is worth it.
@@ -155,13 +157,14 @@ impl Output {
         let written = self
             .offsets
             .write_pending()
-            .and_then(|()| self.times.write_pending());
+            .and_then(|()| self.times.write_pending())
+            .and_then(|()| self.aborted.write_pending());
         written.map_err(|error| self.storage(error))?;
-        // Always, so that it takes the place of what the sources have.
-        let path = self
-            .cleaned
-            .path(file_names::TXN_INDEX, file_names::CLEANED);
-        fs::write(&path, aborted::encode(&self.aborted)).map_err(LogError::storage(path))?;
+        if !self.cleaned.has_aborted {
+            // Even so, for it to take the place of what the sources have.
+            let path = self.aborted.path();
+            File::create_new(path).map_err(LogError::storage(path))?;
+        }
         self.keep_modification_time()?;
         for suffix in file_names::SEGMENT_SUFFIXES {
             let path = self.cleaned.path(suffix, file_names::CLEANED);
@@ -203,6 +206,8 @@ pub struct CleanedSegment {
     pub(super) ticket: CompactionTicket,
     pub(super) base_offset: Offset,
     pub(super) size: u64,
+    /// Whether it has markers of aborted transactions.
+    pub(super) has_aborted: bool,
     /// What it was made of.
     pub(super) sources: Vec<Source>,
     pub(super) stage: Stage,

@@ -10,6 +10,7 @@ use crate::{
     error::{LogError, ReadError},
     log::Log,
     segment::Segment,
+    txn_index::AbortedTransaction,
 };
 
 /// How much of a log has never been cleaned.
@@ -25,8 +26,6 @@ pub struct Dirtiness {
     pub dirty_bytes: u64,
     /// For how long its oldest uncleaned record is past `max.compaction.lag.ms`, or 0.
     pub overdue_ms: i64,
-    /// What the caller took for the end of the clean part lies outside of the log.
-    pub was_reset: bool,
 }
 
 impl Dirtiness {
@@ -70,8 +69,8 @@ pub struct Compaction {
     pub(super) dirty_from: Offset,
     /// The segments that may be cleaned, in order.
     pub(super) sources: Vec<Source>,
-    /// Where every later segment begins: they may know of transactions that were aborted.
-    pub(super) later: Vec<Offset>,
+    /// The aborted transactions that have records in them.
+    pub(super) aborted: Vec<AbortedTransaction>,
     pub(super) producers: HashMap<ProducerId, LastOfProducer>,
 }
 
@@ -83,26 +82,31 @@ impl Compaction {
 }
 
 impl Log {
-    /// How dirty the log is, if it was cleaned up to `cleaned_to` and what lies at or above
-    /// `stable_end` is not to be touched.
-    pub fn dirtiness(
-        &self,
-        cleaned_to: Option<Offset>,
-        stable_end: Offset,
-        now_ms: i64,
-    ) -> Result<Dirtiness, LogError> {
-        self.measure(cleaned_to, stable_end, now_ms)
+    /// Up to where the log has been cleaned, if it ever was: what the caller's checkpoint is
+    /// to say.
+    pub fn cleaned_to(&self) -> Option<Offset> {
+        self.compaction.cleaned_to
+    }
+
+    /// The log was cleaned up to `offset`, by the checkpoint or just now. What it does not
+    /// have has not been cleaned.
+    pub fn set_cleaned_to(&mut self, offset: Offset) {
+        self.compaction.cleaned_to = (offset <= self.log_end_offset).then_some(offset);
+    }
+
+    /// How dirty the log is, if what lies at or above `stable_end` is not to be touched.
+    pub fn dirtiness(&self, stable_end: Offset, now_ms: i64) -> Result<Dirtiness, LogError> {
+        self.measure(stable_end, now_ms)
             .map_err(|error| self.read_error(error))
     }
 
     /// What there is to clean; `None` if that is nothing. Any earlier plan is void.
     pub fn plan_compaction(
         &mut self,
-        cleaned_to: Option<Offset>,
         stable_end: Offset,
         now_ms: i64,
     ) -> Result<Option<Compaction>, LogError> {
-        let dirtiness = self.dirtiness(cleaned_to, stable_end, now_ms)?;
+        let dirtiness = self.dirtiness(stable_end, now_ms)?;
         if dirtiness.dirty_bytes == 0 {
             return Ok(None);
         }
@@ -126,6 +130,10 @@ impl Log {
             (id, last)
         });
         let producers = producers.collect();
+        // The marker of one may stand in any later segment, and with it what is known of it.
+        let aborted = self
+            .aborted_transactions(self.segments[0].base_offset(), dirtiness.end)
+            .map_err(|error| self.read_error(error))?;
         Ok(Some(Compaction {
             dir: Arc::clone(&self.dir),
             ticket: self.compaction.new_plan(),
@@ -133,10 +141,7 @@ impl Log {
             now_ms,
             dirty_from: dirtiness.dirty_from,
             sources,
-            later: self.segments[end..]
-                .iter()
-                .map(Segment::base_offset)
-                .collect(),
+            aborted,
             producers,
         }))
     }
@@ -146,16 +151,9 @@ impl Log {
         self.compaction.is_current(ticket)
     }
 
-    fn measure(
-        &self,
-        cleaned_to: Option<Offset>,
-        stable_end: Offset,
-        now_ms: i64,
-    ) -> Result<Dirtiness, ReadError> {
+    fn measure(&self, stable_end: Offset, now_ms: i64) -> Result<Dirtiness, ReadError> {
         let start = self.log_start_offset;
-        let known = cleaned_to.unwrap_or(start);
-        let was_reset = known < start || known > self.log_end_offset;
-        let dirty_from = if was_reset { start } else { known };
+        let dirty_from = self.compaction.cleaned_to.unwrap_or(start).max(start);
         let first_dirty = self.segment_of(dirty_from);
         // Whole segments only, and not the active one.
         let stable = self.segment_of(stable_end).min(self.segments.len() - 1);
@@ -167,7 +165,6 @@ impl Log {
             clean_bytes: bytes(&self.segments[..first_dirty.min(end)]),
             dirty_bytes: bytes(&self.segments[first_dirty.min(end)..end]),
             overdue_ms: self.overdue_ms(first_dirty, now_ms)?,
-            was_reset,
         })
     }
 

@@ -41,6 +41,8 @@ pub(crate) struct CompactionState {
     ticket: u64,
     /// The base offset of the segment whose swap is decided and not done.
     decided: Option<Offset>,
+    /// Up to here the log has been cleaned.
+    pub(super) cleaned_to: Option<Offset>,
 }
 
 impl CompactionState {
@@ -53,9 +55,10 @@ impl CompactionState {
         ticket.0 == self.ticket
     }
 
-    /// The log is truncated: what was read of it may not be true any more.
-    pub(crate) fn truncated(&mut self) {
+    /// The log is truncated to `end`: what was read of it may not be true any more.
+    pub(crate) fn truncated(&mut self, end: Offset) {
         self.ticket += 1;
+        self.cleaned_to = self.cleaned_to.map(|cleaned_to| cleaned_to.min(end));
     }
 }
 
@@ -106,8 +109,8 @@ impl Log {
             file_io::rename(&from, &to).map_err(LogError::storage(from))?;
         }
         self.unsynced.dir_changed();
-        let dir = Arc::clone(&self.dir);
-        let segment = Segment::existing(dir, cleaned.base_offset, cleaned.size, now_ms);
+        let segment = self.opened(cleaned, now_ms);
+        let segment = segment.map_err(LogError::storage(&*self.dir))?;
         let gone: Vec<_> = self
             .segments
             .splice(replaced, [segment])
@@ -118,6 +121,20 @@ impl Log {
             offset != cleaned.base_offset && Some(offset) != latest && gone.contains(&offset)
         });
         Ok(true)
+    }
+
+    /// The segment whose files are in their places now.
+    fn opened(&self, cleaned: &CleanedSegment, now_ms: i64) -> io::Result<Segment> {
+        let dir = Arc::clone(&self.dir);
+        let mut segment = Segment::existing(dir, cleaned.base_offset, cleaned.size, now_ms);
+        if cleaned.has_aborted {
+            let last = cleaned.sources.last();
+            segment.open_aborted(last.map_or(cleaned.base_offset, |last| last.end_offset))?;
+        } else {
+            // It took the place of the replaced one and is of no more use.
+            let _ = file_io::remove(&segment.path(file_names::TXN_INDEX));
+        }
+        Ok(segment)
     }
 
     /// Takes a decided swap back, because the segments are about to change.

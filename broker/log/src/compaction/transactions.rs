@@ -9,13 +9,10 @@ use std::collections::{HashMap, HashSet};
 
 use yuxi_protocol::{
     ids::ProducerId,
-    record::{BatchError, BatchHeader, BatchView, iter::RecordRefs},
+    record::{BatchError, BatchView, EndMarker},
 };
 
-use super::aborted::AbortedTransaction;
-
-/// More than any control batch takes.
-const MAX_MARKER_BYTES: usize = 64 << 10;
+use crate::txn_index::AbortedTransaction;
 
 #[derive(Debug)]
 pub(super) struct Transactions {
@@ -25,17 +22,6 @@ pub(super) struct Transactions {
     aborted: HashMap<ProducerId, (AbortedTransaction, bool)>,
     /// Producers of other transactions of which a batch has come and the marker has not.
     committed: HashSet<ProducerId>,
-}
-
-/// What a control batch says.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Marker {
-    Commit,
-    Abort,
-    /// Nothing about a transaction.
-    Other,
-    /// Nothing any more: its record has been compacted away.
-    Gone,
 }
 
 /// What becomes of a batch because of its transaction.
@@ -74,8 +60,7 @@ impl Transactions {
                 .or_insert((next, false));
         }
         if header.is_control() {
-            let marker = marker(batch)?;
-            return Ok(self.observe_marker(header, &marker));
+            return self.observe_marker(batch);
         }
         if !header.is_transactional() {
             return Ok(Fate::Ordinary);
@@ -88,30 +73,24 @@ impl Transactions {
         Ok(Fate::Ordinary)
     }
 
-    fn observe_marker(&mut self, header: &BatchHeader, marker: &Marker) -> Fate {
-        match marker {
-            Marker::Abort => match self.aborted.remove(&header.producer_id) {
+    fn observe_marker(&mut self, batch: &BatchView<'_>) -> Result<Fate, BatchError> {
+        let header = batch.header();
+        let id = header.producer_id;
+        Ok(match EndMarker::read(batch)? {
+            Some(marker) if marker.commit => {
+                if self.committed.remove(&id) {
+                    Fate::NeededMarker(None)
+                } else {
+                    Fate::SuperfluousMarker
+                }
+            }
+            Some(_) => match self.aborted.remove(&id) {
                 Some((aborted, true)) => Fate::NeededMarker(Some(aborted)),
                 Some((_, false)) | None => Fate::SuperfluousMarker,
             },
-            Marker::Commit if self.committed.remove(&header.producer_id) => {
-                Fate::NeededMarker(None)
-            }
-            Marker::Commit | Marker::Gone => Fate::SuperfluousMarker,
-            Marker::Other => Fate::NeededMarker(None),
-        }
+            // Its record is gone already.
+            None if header.record_count == 0 => Fate::SuperfluousMarker,
+            None => Fate::NeededMarker(None),
+        })
     }
-}
-
-/// The record of a control batch: its key is a version (i16) and a type (i16).
-fn marker(batch: &BatchView<'_>) -> Result<Marker, BatchError> {
-    let payload = batch.decompressed(MAX_MARKER_BYTES)?;
-    let Some(record) = RecordRefs::new(batch.header(), &payload).next() else {
-        return Ok(Marker::Gone);
-    };
-    Ok(match record?.key.and_then(|key| key.get(2..4)) {
-        Some([0, 0]) => Marker::Abort,
-        Some([0, 1]) => Marker::Commit,
-        _ => Marker::Other,
-    })
 }

@@ -44,7 +44,8 @@ fn go_on() -> impl FnMut(u64) -> ControlFlow<()> {
 
 fn planned(log: &mut Log, from: Option<i64>, now_ms: i64) -> Result<Cleaning, CompactionError> {
     let end = log.log_end_offset();
-    let plan = log.plan_compaction(from.map(offset), end, now_ms)?;
+    log.set_cleaned_to(offset(from.unwrap_or(0)));
+    let plan = log.plan_compaction(end, now_ms)?;
     plan.expect("something to clean")
         .index_keys(MEMORY, &mut go_on())
 }
@@ -66,6 +67,7 @@ fn swap_in(log: &mut Log, cleaning: &mut Cleaning, now_ms: i64) -> Result<(), Co
 fn clean(log: &mut Log, from: Option<i64>, now_ms: i64) -> i64 {
     let mut cleaning = planned(log, from, now_ms).unwrap();
     swap_in(log, &mut cleaning, now_ms).unwrap();
+    log.set_cleaned_to(cleaning.cleaned_to());
     cleaning.cleaned_to().value()
 }
 
@@ -348,7 +350,8 @@ fn what_does_not_fit_into_the_memory_for_keys_is_cleaned_the_next_time() {
     let mut rounds = 0;
     while from < active {
         let end = log.log_end_offset();
-        let plan = log.plan_compaction(Some(offset(from)), end, NOW).unwrap();
+        log.set_cleaned_to(offset(from));
+        let plan = log.plan_compaction(end, NOW).unwrap();
         let plan = plan.expect("more is dirty");
         let mut cleaning = plan.index_keys(memory, &mut go_on()).unwrap();
         swap_in(&mut log, &mut cleaning, NOW).unwrap();
@@ -396,7 +399,7 @@ fn a_log_that_changed_meanwhile_is_left_as_it_is() {
         |log| log.delete_records_before(offset(200), NOW).unwrap(),
         |log| {
             let end = log.log_end_offset();
-            log.plan_compaction(None, end, NOW).unwrap();
+            log.plan_compaction(end, NOW).unwrap();
         },
     ];
     for (at, change) in changes.into_iter().enumerate() {
@@ -556,10 +559,7 @@ fn damage_is_found_and_not_written_anew() {
         fs::write(&path, &bytes).unwrap();
         let ticket = {
             let end = log.log_end_offset();
-            log.plan_compaction(None, end, NOW)
-                .unwrap()
-                .unwrap()
-                .ticket()
+            log.plan_compaction(end, NOW).unwrap().unwrap().ticket()
         };
         assert!(log.is_current(ticket));
         let result = planned(&mut log, None, NOW);
@@ -594,9 +594,8 @@ fn only_closed_segments_below_the_stable_end_and_old_enough_are_cleaned() {
     let size = log.segments().next().unwrap().size_bytes;
     let measure = |log: &mut Log, from: Option<i64>, stable: i64, config: LogConfig| {
         log.set_config(config);
-        let found = log
-            .dirtiness(from.map(offset), offset(stable), NOW + 3500)
-            .unwrap();
+        log.set_cleaned_to(offset(from.unwrap_or(0)));
+        let found = log.dirtiness(offset(stable), NOW + 3500).unwrap();
         let segments = |bytes: u64| bytes / size;
         (
             found.dirty_from.value(),
@@ -619,6 +618,8 @@ fn only_closed_segments_below_the_stable_end_and_old_enough_are_cleaned() {
     assert_eq!(measure(&mut log, None, 8, lagging(500)), (0, 8, 0, 4));
     assert_eq!(measure(&mut log, None, 8, lagging(DAY)), (0, 0, 0, 0));
     // What the checkpoint says is no part of the log.
+    log.set_cleaned_to(offset(9));
+    assert_eq!(log.cleaned_to(), None);
     assert_eq!(measure(&mut log, Some(9), 8, compacted()), (0, 8, 0, 4));
     log.delete_records_before(offset(4), NOW).unwrap();
     assert_eq!(measure(&mut log, Some(2), 8, compacted()), (4, 8, 0, 2));
@@ -629,9 +630,8 @@ fn only_closed_segments_below_the_stable_end_and_old_enough_are_cleaned() {
             max_compaction_lag_ms,
             ..compacted()
         });
-        let found = log
-            .dirtiness(Some(offset(from)), offset(8), NOW + 3500)
-            .unwrap();
+        log.set_cleaned_to(offset(from));
+        let found = log.dirtiness(offset(8), NOW + 3500).unwrap();
         found.is_due(log.config())
     };
     assert!(due(&mut log, 6, 0.4, i64::MAX));
@@ -639,11 +639,7 @@ fn only_closed_segments_below_the_stable_end_and_old_enough_are_cleaned() {
     assert!(due(&mut log, 6, 1.0, 499), "its first record is 500 ms old");
     assert!(!due(&mut log, 6, 1.0, 500));
     assert!(!due(&mut log, 8, 0.0, 1), "nothing is dirty");
-    assert!(
-        log.plan_compaction(Some(offset(8)), offset(8), NOW)
-            .unwrap()
-            .is_none()
-    );
+    assert!(log.plan_compaction(offset(8), NOW).unwrap().is_none());
 }
 
 #[test]
@@ -666,6 +662,11 @@ fn a_cut_in_a_gap_ends_the_log_there() {
     log.truncate_to(offset(120), NOW).unwrap();
     assert_eq!(log.log_end_offset(), offset(120));
     assert_eq!(records(&log).last().unwrap().0, 99);
+    assert_eq!(
+        log.cleaned_to(),
+        Some(offset(120)),
+        "the rest has to be read again"
+    );
     let mut log = fixture.reopen_crashed(log).unwrap();
     assert_eq!(log.log_end_offset(), offset(120));
     assert_eq!(append(&mut log, &batch(&[NOW], 1)).base_offset, offset(120));

@@ -1,0 +1,481 @@
+//! Compacts the logs of this broker, leaders and followers alike, the dirtiest first.
+//!
+//! One task decides; the work is done on blocking threads, a log on each, as many as
+//! `log.cleaner.threads` says. A partition's lock is held for the plan and for the swap of
+//! a segment only, so that appends and reads go on. Up to where a log is clean it knows
+//! itself; the file `cleaner-offset-checkpoint` follows.
+//!
+//! Invariants: no log is compacted by two threads; one that is damaged is left alone until
+//! the broker is started again, and all others go on.
+
+use crate::{metrics::CleanerState, node::Node, partition::Partition, replicas::Checkpoints, time};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    ops::ControlFlow,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
+use yuxi_controller::settings::ServerSettings;
+use yuxi_log::{CompactionError, CompactionStats, Dirtiness, KeyMemory, LogError};
+use yuxi_protocol::ids::{PartitionId, TopicId};
+
+/// How often settings are looked at while nothing is to be done.
+const MAX_REST: Duration = Duration::from_secs(1);
+
+/// A thread that waits for its share of `log.cleaner.io.max.bytes.per.second` looks so often
+/// whether it should stop.
+const MAX_WAIT: Duration = Duration::from_millis(50);
+
+/// A log that could not be compacted for want of room is tried again after this.
+const RETRY_AFTER_MS: i64 = 60_000;
+
+/// A partition of one life of its topic.
+type Key = (TopicId, PartitionId);
+
+/// What the compaction of one broker shares.
+#[derive(Debug)]
+pub(crate) struct Cleaner {
+    stopped: watch::Sender<bool>,
+    state: Mutex<State>,
+    throttle: Throttle,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    in_progress: HashSet<Key>,
+    uncleanable: HashSet<Key>,
+    /// Logs that had no room, and when they are tried again.
+    retry_ms: HashMap<Key, i64>,
+    last: LastRun,
+}
+
+/// What the last look at the logs and the last compaction were like.
+#[derive(Clone, Copy, Debug, Default)]
+struct LastRun {
+    at_ms: Option<i64>,
+    max_dirty: f64,
+    delay_ms: i64,
+    stats: CompactionStats,
+    took: Duration,
+}
+
+impl Default for Cleaner {
+    fn default() -> Self {
+        Self {
+            stopped: watch::Sender::new(false),
+            state: Mutex::default(),
+            throttle: Throttle::default(),
+        }
+    }
+}
+
+/// Begins to compact. The task ends some time after [`Cleaner::stop`].
+pub(crate) fn start(node: &Arc<Node>) -> JoinHandle<()> {
+    let node = Arc::clone(node);
+    tokio::spawn(async move {
+        let mut stopped = node.cleaner.stopped.subscribe();
+        let mut jobs = JoinSet::new();
+        let mut rests_until = Instant::now();
+        while !*stopped.borrow_and_update() {
+            let settings = node.live_settings();
+            if Instant::now() >= rests_until {
+                start_due(&node, &settings, &mut jobs).await;
+                rests_until = Instant::now() + backoff(&settings);
+            }
+            let rest = rests_until
+                .saturating_duration_since(Instant::now())
+                .clamp(Duration::from_millis(1), MAX_REST);
+            tokio::select! {
+                _ = stopped.changed() => {}
+                () = tokio::time::sleep(rest) => {}
+                Some(ended) = jobs.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a compaction failed");
+                    }
+                    rests_until = Instant::now();
+                }
+            }
+        }
+        // They look at the same flag.
+        while jobs.join_next().await.is_some() {}
+    })
+}
+
+/// Starts compactions as long as threads are free and logs are due.
+async fn start_due(node: &Arc<Node>, settings: &ServerSettings, jobs: &mut JoinSet<()>) {
+    let threads = if settings.log_cleaner_enable {
+        usize::try_from(settings.log_cleaner_threads).unwrap_or(0)
+    } else {
+        0
+    };
+    while jobs.len() < threads {
+        let picking = Arc::clone(node);
+        let picked = tokio::task::spawn_blocking(move || pick(&picking)).await;
+        match picked {
+            Ok(Some(job)) => {
+                jobs.spawn_blocking(move || job.run());
+            }
+            Ok(None) => return,
+            Err(error) => {
+                tracing::error!(%error, "no log could be chosen for compaction");
+                return;
+            }
+        }
+    }
+}
+
+fn backoff(settings: &ServerSettings) -> Duration {
+    Duration::from_millis(u64::try_from(settings.log_cleaner_backoff_ms).unwrap_or(0))
+}
+
+/// The dirtiest of the logs that are due.
+fn pick(node: &Arc<Node>) -> Option<Job> {
+    if node.is_storage_failed() {
+        return None;
+    }
+    let now_ms = time::now_ms();
+    let cleaner = &node.cleaner;
+    let mut dirtiest: Option<(f64, Arc<Partition>)> = None;
+    let (mut max_dirty, mut delay_ms) = (0.0_f64, 0);
+    let all = node.replicas.all();
+    cleaner.forget_gone(&all);
+    for partition in all {
+        if !partition.settings().cleanup_policy.compacts()
+            || cleaner.is_left_alone(&partition, now_ms)
+        {
+            continue;
+        }
+        let (dirtiness, is_due) = match measure(&partition, now_ms) {
+            Some(Ok(found)) => found,
+            Some(Err(error)) => {
+                cleaner.give_up(&partition, &error);
+                continue;
+            }
+            None => continue,
+        };
+        max_dirty = max_dirty.max(dirtiness.ratio());
+        delay_ms = delay_ms.max(dirtiness.overdue_ms);
+        let is_dirtier = dirtiest
+            .as_ref()
+            .is_none_or(|(ratio, _)| dirtiness.ratio() > *ratio);
+        if is_due && is_dirtier {
+            dirtiest = Some((dirtiness.ratio(), partition));
+        }
+    }
+    let mut state = cleaner.state();
+    state.last.at_ms = Some(now_ms);
+    state.last.max_dirty = max_dirty;
+    state.last.delay_ms = delay_ms;
+    let (_, partition) = dirtiest?;
+    state.in_progress.insert(key_of(&partition));
+    Some(Job {
+        node: Arc::clone(node),
+        partition,
+    })
+}
+
+/// How dirty the log is and whether it is due; `None` once the partition is gone.
+fn measure(partition: &Partition, now_ms: i64) -> Option<Result<(Dirtiness, bool), LogError>> {
+    let stable_end = partition.offsets().last_stable;
+    partition.with_log(|log, _| {
+        let dirtiness = log.dirtiness(stable_end, now_ms)?;
+        Ok((dirtiness, dirtiness.is_due(log.config())))
+    })
+}
+
+fn key_of(partition: &Partition) -> Key {
+    (partition.topic_id(), partition.id().partition)
+}
+
+impl Cleaner {
+    /// Compacts no more; a thread that is at it gives up soon.
+    pub(crate) fn stop(&self) {
+        self.stopped.send_replace(true);
+    }
+
+    fn is_stopped(&self) -> bool {
+        *self.stopped.borrow()
+    }
+
+    /// How compaction gets on.
+    pub(crate) fn report(&self, node: &Node) -> CleanerState {
+        let now_ms = time::now_ms();
+        let (last, uncleanable) = {
+            let state = self.state();
+            (state.last, state.uncleanable.clone())
+        };
+        let percent = |part: f64| (100.0 * part) as i64;
+        let dirty_bytes = |partition: &Arc<Partition>| match measure(partition, now_ms) {
+            Some(Ok((dirtiness, _))) => dirtiness.dirty_bytes,
+            Some(Err(_)) | None => 0,
+        };
+        let uncleanable_bytes = if uncleanable.is_empty() {
+            0
+        } else {
+            let all = node.replicas.all();
+            let given_up = all.iter().filter(|p| uncleanable.contains(&key_of(p)));
+            given_up.map(dirty_bytes).sum()
+        };
+        CleanerState {
+            buffer_percent: percent(last.stats.key_memory_utilization),
+            recopy_percent: percent(
+                last.stats.bytes_written as f64 / last.stats.bytes_read.max(1) as f64,
+            ),
+            clean_seconds: last.took.as_secs() as i64,
+            delay_seconds: last.delay_ms / 1000,
+            max_dirty_percent: percent(last.max_dirty),
+            ms_since_last_run: last.at_ms.map_or(0, |at_ms| (now_ms - at_ms).max(0)),
+            uncleanable: uncleanable.len(),
+            uncleanable_bytes,
+        }
+    }
+
+    /// What is known of partitions that are gone, or are of a new topic of the same name.
+    fn forget_gone(&self, all: &[Arc<Partition>]) {
+        let mut state = self.state();
+        if state.uncleanable.is_empty() && state.retry_ms.is_empty() {
+            return;
+        }
+        let here: HashSet<Key> = all.iter().map(|partition| key_of(partition)).collect();
+        state.uncleanable.retain(|key| here.contains(key));
+        state.retry_ms.retain(|key, _| here.contains(key));
+    }
+
+    fn is_left_alone(&self, partition: &Partition, now_ms: i64) -> bool {
+        let key = key_of(partition);
+        let mut state = self.state();
+        if state
+            .retry_ms
+            .get(&key)
+            .is_some_and(|&at_ms| at_ms <= now_ms)
+        {
+            state.retry_ms.remove(&key);
+        }
+        state.in_progress.contains(&key)
+            || state.uncleanable.contains(&key)
+            || state.retry_ms.contains_key(&key)
+    }
+
+    fn give_up(&self, partition: &Partition, error: &LogError) {
+        tracing::error!(
+            partition = %partition.id(), %error,
+            "the log can't be compacted and will grow; it is left alone until the broker is \
+             started again"
+        );
+        self.state().uncleanable.insert(key_of(partition));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The compaction of one log, which nobody else compacts until this is dropped.
+struct Job {
+    node: Arc<Node>,
+    partition: Arc<Partition>,
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let mut state = self.node.cleaner.state();
+        let key = key_of(&self.partition);
+        state.in_progress.remove(&key);
+        if std::thread::panicking() {
+            state.uncleanable.insert(key);
+        }
+    }
+}
+
+impl Job {
+    fn run(self) {
+        let started = Instant::now();
+        let error = match self.clean() {
+            Ok(None) => return,
+            Ok(Some(stats)) => return self.done(stats, started.elapsed()),
+            Err(CompactionError::Abandoned) => {
+                tracing::debug!(partition = %self.partition.id(), "a compaction was abandoned");
+                return;
+            }
+            Err(CompactionError::Log(error)) => error,
+        };
+        let partition = &self.partition;
+        match &error {
+            LogError::Storage { error: cause, .. } if is_full(cause) => {
+                tracing::warn!(
+                    partition = %partition.id(), %error,
+                    "there is no room to compact the log; it stays as it is and is tried again"
+                );
+                let at_ms = time::now_ms().saturating_add(RETRY_AFTER_MS);
+                let retry_ms = &mut self.node.cleaner.state().retry_ms;
+                retry_ms.insert(key_of(partition), at_ms);
+            }
+            _ => self.node.cleaner.give_up(partition, &error),
+        }
+    }
+
+    fn clean(&self) -> Result<Option<CompactionStats>, CompactionError> {
+        let settings = self.node.live_settings();
+        let threads = u64::try_from(settings.log_cleaner_threads)
+            .unwrap_or(1)
+            .max(1);
+        let memory = KeyMemory {
+            max_bytes: u64::try_from(settings.log_cleaner_dedupe_buffer_size).unwrap_or(0)
+                / threads,
+            load_factor: settings.log_cleaner_io_buffer_load_factor,
+        };
+        let stable_end = self.partition.offsets().last_stable;
+        let plan = self.with_log(|log| log.plan_compaction(stable_end, time::now_ms()))?;
+        let Some(plan) = plan else { return Ok(None) };
+        let ticket = plan.ticket();
+        let mut pace = |bytes| self.pace(bytes);
+        let cleaned = (|| {
+            let mut cleaning = plan.index_keys(memory, &mut pace)?;
+            while let Some(mut segment) = cleaning.clean_next(&mut pace)? {
+                if !self.with_log(|log| log.begin_swap(&mut segment))? {
+                    return Err(CompactionError::Abandoned);
+                }
+                let swapped = segment
+                    .sync_names()
+                    .and_then(|()| self.finish_swap(&segment));
+                match swapped {
+                    Ok(true) => {}
+                    Ok(false) => return Err(CompactionError::Abandoned),
+                    Err(error) => {
+                        self.node.storage_failed(&format!("compaction: {error}"));
+                        return Err(CompactionError::Abandoned);
+                    }
+                }
+            }
+            Ok(cleaning)
+        })();
+        let is_current = self.with_log(|log| Ok(log.is_current(ticket)))?;
+        let cleaning = match cleaned {
+            // A segment that was truncated while it was read looks like a damaged one.
+            Err(_) if !is_current => return Err(CompactionError::Abandoned),
+            cleaned => cleaned?,
+        };
+        self.with_log(|log| {
+            if log.is_current(ticket) {
+                log.set_cleaned_to(cleaning.cleaned_to());
+            }
+            Ok(())
+        })?;
+        Ok(Some(cleaning.stats()))
+    }
+
+    /// Under the partition's lock, unless the partition is gone.
+    fn with_log<T>(
+        &self,
+        work: impl FnOnce(&mut yuxi_log::Log) -> Result<T, LogError>,
+    ) -> Result<T, CompactionError> {
+        match self.partition.with_log(|log, _| work(log)) {
+            Some(result) => Ok(result?),
+            None => Err(CompactionError::Abandoned),
+        }
+    }
+
+    /// False if the swap was taken back, or the partition is gone.
+    fn finish_swap(&self, segment: &yuxi_log::CleanedSegment) -> Result<bool, LogError> {
+        let swapped = self
+            .partition
+            .with_log(|log, _| log.finish_swap(segment, time::now_ms()));
+        swapped.unwrap_or(Ok(false))
+    }
+
+    /// Waits until so many bytes may have been read or written.
+    fn pace(&self, bytes: u64) -> ControlFlow<()> {
+        let cleaner = &self.node.cleaner;
+        let rate = self
+            .node
+            .live_settings()
+            .log_cleaner_io_max_bytes_per_second;
+        let until = cleaner.throttle.take(bytes, rate, Instant::now());
+        loop {
+            if cleaner.is_stopped() || self.node.is_storage_failed() {
+                return ControlFlow::Break(());
+            }
+            let wait = until.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                return ControlFlow::Continue(());
+            }
+            std::thread::sleep(wait.min(MAX_WAIT));
+        }
+    }
+
+    fn done(&self, stats: CompactionStats, took: Duration) {
+        if let Err(error) = self.node.replicas.checkpoint(Checkpoints::Cleaned) {
+            // The old one stays, and only makes the next compaction longer.
+            tracing::warn!(%error, "the checkpoint of compaction was not written");
+        }
+        if stats.records_without_key > 0 {
+            tracing::warn!(
+                partition = %self.partition.id(), records = stats.records_without_key,
+                "records without a key, from before the topic was compacted, were dropped"
+            );
+        }
+        tracing::info!(
+            partition = %self.partition.id(),
+            bytes_before = stats.bytes_read,
+            bytes_after = stats.bytes_written,
+            records_before = stats.records_read,
+            records_after = stats.records_written,
+            seconds = took.as_secs_f64(),
+            "a log was compacted"
+        );
+        let mut state = self.node.cleaner.state();
+        state.last.stats = stats;
+        state.last.took = took;
+    }
+}
+
+/// Whether it is the disk that is full, which mends itself or is mended.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// Spreads bytes over time, for all threads together.
+#[derive(Debug, Default)]
+struct Throttle {
+    /// Until when the bytes that were taken last.
+    free_at: Mutex<Option<Instant>>,
+}
+
+impl Throttle {
+    /// Takes `bytes` at `rate` bytes a second; the caller goes on at the time returned.
+    fn take(&self, bytes: u64, rate: f64, now: Instant) -> Instant {
+        let seconds = bytes as f64 / rate;
+        // A day is as good as for ever, and a duration has an end.
+        let lasts = Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0));
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = free_at.map_or(now, |at| at.max(now)) + lasts;
+        *free_at = Some(until);
+        until
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_threads_together_read_and_write_no_faster_than_they_may() {
+        let throttle = Throttle::default();
+        let now = Instant::now();
+        let after = |ms| now + Duration::from_millis(ms);
+        assert_eq!(throttle.take(500, 1000.0, now), after(500));
+        assert_eq!(throttle.take(250, 1000.0, now), after(750));
+        assert_eq!(throttle.take(250, 1000.0, after(700)), after(1000));
+        // What was not used is lost, not saved up.
+        assert_eq!(throttle.take(100, 1000.0, after(5000)), after(5100));
+        assert_eq!(throttle.take(u64::MAX, f64::MAX, after(9000)), after(9000));
+    }
+}

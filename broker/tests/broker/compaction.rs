@@ -1,0 +1,254 @@
+//! Compaction in a running broker. What stays of a log is tested with the log; here is what
+//! the broker adds: choosing logs, while clients write and read; the checkpoint; logs that
+//! can't be compacted; the groups' own topic.
+
+use crate::{
+    groups::{commit, committed},
+    records::{alter, metrics},
+    support::{Client, Server, batch, now_ms, owned, records, wait_for},
+};
+use bytes::Bytes;
+use std::{collections::BTreeMap, fs, path::PathBuf};
+use yuxi_protocol::record::RecordBatchBuilder;
+
+/// The error of a batch with a record that has no key.
+const INVALID_RECORD: i16 = 87;
+
+const EAGER: &[(&str, &str)] = &[
+    ("log.cleaner.backoff.ms", "20"),
+    ("log.cleaner.min.cleanable.ratio", "0"),
+    ("log.segment.delete.delay.ms", "0"),
+];
+
+const SMALL: &[(&str, &str)] = &[("segment.bytes", "2000"), ("cleanup.policy", "compact")];
+
+fn keyed(key: &str, value: Option<&str>) -> Bytes {
+    let mut builder = RecordBatchBuilder::new();
+    builder
+        .append(
+            now_ms(),
+            Some(key.as_bytes()),
+            value.map(str::as_bytes),
+            &[],
+        )
+        .expect("a record");
+    builder.build().expect("a batch")
+}
+
+/// Everything that a reader sees: offset, key and value.
+async fn read(client: &mut Client, topic: &str) -> Vec<(i64, String, String)> {
+    let text = |bytes: Option<&Bytes>| {
+        String::from_utf8_lossy(bytes.map_or(&[][..], |bytes| bytes)).into_owned()
+    };
+    let mut found = Vec::new();
+    let mut from = 0;
+    loop {
+        let answer = client.fetch(topic, from).await;
+        let partition = &answer.responses[0].partitions[0];
+        assert_eq!(partition.error_code, 0, "{topic} at {from}");
+        let read = records(partition.records.as_ref());
+        let Some(last) = read.last() else {
+            return found;
+        };
+        let next = last.offset.value() + 1;
+        for record in read.iter().filter(|record| record.offset.value() >= from) {
+            let (key, value) = (text(record.key.as_ref()), text(record.value.as_ref()));
+            found.push((record.offset.value(), key, value));
+        }
+        from = next;
+    }
+}
+
+/// Writes `count` values to each of ten keys in turn.
+async fn write(client: &mut Client, topic: &str, count: usize) {
+    for number in 0..10 * count {
+        let value = format!("{number:060}");
+        let key = format!("k{}", number % 10);
+        let answer = client.produce(topic, keyed(&key, Some(&value))).await;
+        assert_eq!(answer.error_code, 0);
+    }
+}
+
+/// Waits until the log holds little more than the last of each key.
+async fn wait_until_clean(client: &mut Client, topic: &str) -> Vec<(i64, String, String)> {
+    wait_for("the compaction", async || {
+        let found = read(client, topic).await;
+        // The active segment has some more.
+        (found.len() < 40).then_some(found)
+    })
+    .await
+}
+
+fn last_of_each(records: &[(i64, String, String)]) -> BTreeMap<String, String> {
+    let pairs = records
+        .iter()
+        .map(|(_, key, value)| (key.clone(), value.clone()));
+    pairs.collect()
+}
+
+fn last_values(count: usize) -> BTreeMap<String, String> {
+    (0..10)
+        .map(|key| (format!("k{key}"), format!("{:060}", 10 * (count - 1) + key)))
+        .collect()
+}
+
+fn checkpoint(server: &Server) -> Option<String> {
+    fs::read_to_string(server.directory().join("cleaner-offset-checkpoint")).ok()
+}
+
+fn segment(server: &Server, partition: &str) -> PathBuf {
+    server
+        .directory()
+        .join(partition)
+        .join("00000000000000000000.log")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compacted_topic_keeps_the_last_value_of_each_key_and_its_offset() {
+    let server = Server::start_with(EAGER).await;
+    let mut client = server.client().await;
+    client.create_topic("t", 1, SMALL).await;
+    write(&mut client, "t", 30).await;
+    let found = wait_until_clean(&mut client, "t").await;
+    assert_eq!(last_of_each(&found), last_values(30));
+    let offsets: Vec<_> = found.iter().map(|(offset, _, _)| *offset).collect();
+    assert!(offsets.is_sorted() && *offsets.last().expect("records") == 299);
+    for (offset, _, value) in &found {
+        assert_eq!(
+            *value,
+            format!("{offset:060}"),
+            "every record is where it was"
+        );
+    }
+    wait_for("the checkpoint", async || {
+        let rows = checkpoint(&server)?;
+        let mut rows = rows.lines().skip(2);
+        rows.any(|row| row.starts_with("t 0 ")).then_some(())
+    })
+    .await;
+
+    // It goes on after a crash and a restart, and clients never notice.
+    let crashed = server.start_after_crash().await;
+    let mut after = crashed.client().await;
+    assert_eq!(last_of_each(&read(&mut after, "t").await), last_values(30));
+    let server = server.restart().await;
+    let mut client = server.client().await;
+    write(&mut client, "t", 40).await;
+    assert_eq!(
+        client.produce("t", keyed("k3", None)).await.base_offset,
+        700
+    );
+    let found = wait_until_clean(&mut client, "t").await;
+    let mut expected = last_values(40);
+    expected.insert("k3".to_owned(), String::new());
+    assert_eq!(last_of_each(&found), expected);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_without_a_key_is_refused_where_keys_count() {
+    let server = Server::start_with(EAGER).await;
+    let mut client = server.client().await;
+    client.create_topic("t", 1, SMALL).await;
+    let answer = client.produce("t", batch(&["no key"])).await;
+    assert_eq!(answer.error_code, INVALID_RECORD);
+    let message = answer.error_message.expect("a reason");
+    assert!(message.contains("record 0 has no key"), "{message:?}");
+    assert!(read(&mut client, "t").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_policy_of_a_topic_can_change_while_it_is_used() {
+    let server = Server::start_with(EAGER).await;
+    let mut client = server.client().await;
+    client
+        .create_topic("t", 1, &[("segment.bytes", "2000")])
+        .await;
+    for number in 0..30 {
+        client
+            .produce("t", batch(&[&format!("{number:060}")]))
+            .await;
+    }
+    write(&mut client, "t", 30).await;
+    assert_eq!(read(&mut client, "t").await.len(), 330);
+    alter(&mut client, "cleanup.policy", "compact").await;
+    let found = wait_until_clean(&mut client, "t").await;
+    assert_eq!(last_of_each(&found), last_values(30));
+    assert!(found[0].0 >= 30, "what has no key is gone");
+
+    alter(&mut client, "cleanup.policy", "delete").await;
+    let answer = client.produce("t", batch(&["no key"])).await;
+    assert_eq!(answer.error_code, 0);
+    write(&mut client, "t", 5).await;
+    // Those, the one before and at least the last of each key.
+    assert!(read(&mut client, "t").await.len() >= 61);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_log_is_left_alone_and_the_others_are_compacted() {
+    let server = Server::start_with(&[]).await;
+    let mut client = server.client().await;
+    for topic in ["bad", "good"] {
+        client.create_topic(topic, 1, SMALL).await;
+        write(&mut client, topic, 10).await;
+    }
+    let directory = server.shutdown_to_directory().await;
+    let path = directory.path().join("bad-0/00000000000000000000.log");
+    let mut bytes = fs::read(&path).expect("the segment");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, &bytes).expect("it is damaged");
+
+    let admin = [("admin.listener", "127.0.0.1:0")];
+    let server = Server::start_in(directory, owned(&[EAGER, &admin].concat())).await;
+    let mut client = server.client().await;
+    let good = wait_until_clean(&mut client, "good").await;
+    assert_eq!(last_of_each(&good), last_values(10));
+    wait_for("the damage to be told", async || {
+        let page = metrics(&server).await;
+        page.lines()
+            .any(|line| line == "kafka_log_logcleanermanager_uncleanable_partitions_count 1")
+            .then_some(())
+    })
+    .await;
+    assert_eq!(
+        fs::read(segment(&server, "bad-0")).expect("the segment"),
+        bytes
+    );
+    // It takes records all the same.
+    let answer = client.produce("bad", keyed("k", Some("v"))).await;
+    assert_eq!(answer.error_code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_topic_of_committed_offsets_is_compacted_and_loaded() {
+    let settings = [
+        ("offsets.topic.num.partitions", "1"),
+        ("offsets.topic.segment.bytes", "3000"),
+    ];
+    let server = Server::start_with(&[EAGER, &settings].concat()).await;
+    let mut client = server.client().await;
+    client.create_topic("t", 1, &[]).await;
+    for offset in 0..60 {
+        for group in ["a", "b"] {
+            commit(&mut client, group, "t", offset).await;
+        }
+    }
+    let size = || -> u64 {
+        let dir = server.directory().join("__consumer_offsets-0");
+        fs::read_dir(dir)
+            .expect("the directory")
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|end| end == "log"))
+            .filter_map(|path| Some(fs::metadata(path).ok()?.len()))
+            .sum()
+    };
+    wait_for("the compaction", async || (size() < 5000).then_some(())).await;
+    let server = server.restart().await;
+    let mut client = server.client().await;
+    for group in ["a", "b"] {
+        assert_eq!(committed(&mut client, group, "t").await, 59);
+    }
+    commit(&mut client, "a", "t", 60).await;
+    assert_eq!(committed(&mut client, "a", "t").await, 60);
+}
