@@ -13,7 +13,7 @@ use yuxi_protocol::messages::{
     ListConfigResourcesResponse, ListGroupsResponse, ListOffsetsResponse,
     ListPartitionReassignmentsResponse, MetadataResponse, OffsetCommitResponse,
     OffsetDeleteResponse, OffsetFetchResponse, OffsetForLeaderEpochResponse, ProduceResponse,
-    SyncGroupResponse, UnregisterBrokerResponse, WriteTxnMarkersResponse,
+    SyncGroupResponse, TxnOffsetCommitResponse, UnregisterBrokerResponse, WriteTxnMarkersResponse,
 };
 
 /// An answer that names the errors it tells.
@@ -51,6 +51,7 @@ errors_told! {
     ListOffsetsResponse: |answer| each!(answer.topics, partitions);
     MetadataResponse: |answer| each!(answer.topics).chain(each!(answer.topics, partitions));
     OffsetCommitResponse: |answer| each!(answer.topics, partitions);
+    TxnOffsetCommitResponse: |answer| each!(answer.topics, partitions);
     OffsetFetchResponse: |answer| each!(answer.topics, partitions)
         .chain([answer.error_code])
         .chain(each!(answer.groups))

@@ -37,6 +37,7 @@ mod offset_commit;
 mod offset_fetch;
 mod offset_for_leader_epoch;
 mod produce;
+mod txn_offset_commit;
 mod unregister_broker;
 mod write_txn_markers;
 
@@ -181,6 +182,9 @@ pub(crate) static APIS: &[Api] = &[
         Order::Pipelined,
         write_txn_markers::start,
     ),
+    api::<messages::TxnOffsetCommitRequest>("TxnOffsetCommit", 5, Order::InTurn, |request| {
+        later(request, txn_offset_commit::handle)
+    }),
     api::<messages::DescribeConfigsRequest>("DescribeConfigs", 4, Order::InTurn, |request| {
         at_once(request, describe_configs::handle)
     }),

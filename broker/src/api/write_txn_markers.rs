@@ -7,6 +7,7 @@
 
 use super::{Context, Request, Started};
 use crate::{
+    internal_topics::CONSUMER_OFFSETS,
     node::Lookup,
     partition::{Ack, AckReceiver, TxnMarker},
     time,
@@ -129,7 +130,12 @@ fn append(
         Lookup::Elsewhere => return Err(ErrorCode::NotLeaderOrFollower),
         Lookup::Unknown => return Err(ErrorCode::UnknownTopicOrPartition),
     };
-    match partition.append_marker(marker, now_ms) {
+    let appended = if topic == CONSUMER_OFFSETS {
+        node.groups.end_transaction(node, index, marker)
+    } else {
+        partition.append_marker(marker, now_ms)
+    };
+    match appended {
         Ok(appended) => {
             if appended.start_flush {
                 node.start_flush(&partition);

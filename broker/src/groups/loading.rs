@@ -7,7 +7,7 @@ use crate::{
 use yuxi_coordinator::groups::{GroupConfig, GroupShard};
 use yuxi_protocol::{
     ids::{LeaderEpoch, Offset},
-    record::{BatchError, batches},
+    record::{BatchError, EndMarker, batches},
 };
 
 /// How much of the log is looked at before the partition's lock is taken again.
@@ -53,14 +53,24 @@ pub(super) fn load(partition: &Partition, config: GroupConfig) -> Result<Loaded,
                 error,
             };
             let batch = batch.map_err(at_batch)?;
-            at = batch.header().next_offset();
-            if batch.header().is_control() {
+            let header = *batch.header();
+            at = header.next_offset();
+            let producer_id = header.producer_id.value();
+            if header.is_control() {
+                if let Some(marker) = EndMarker::read(&batch).map_err(at_batch)? {
+                    shard.transaction_ended(producer_id, marker.commit);
+                }
                 continue;
             }
             for record in batch.records(MAX_DECOMPRESSED_BYTES) {
                 let record = record.map_err(at_batch)?;
                 let Some(key) = &record.key else { continue };
-                if let Err(error) = shard.replay(key, record.value.as_ref()) {
+                let replayed = if header.is_transactional() {
+                    shard.replay_transactional(producer_id, key, record.value.as_ref())
+                } else {
+                    shard.replay(key, record.value.as_ref())
+                };
+                if let Err(error) = replayed {
                     // One damaged record must not take a whole shard's groups away.
                     unreadable += 1;
                     tracing::warn!(

@@ -13,7 +13,9 @@ mod view;
 use crate::{
     internal_topics::CONSUMER_OFFSETS,
     node::{Lookup, Node},
-    partition::{Ack, Partition, PartitionError, RequiredAcks, admission::Admitted},
+    partition::{
+        Ack, Appended, Partition, PartitionError, RequiredAcks, TxnMarker, admission::Admitted,
+    },
     time,
 };
 use std::{
@@ -31,15 +33,15 @@ use yuxi_controller::{
     settings::{ConsumerAssignor, GroupMigrationPolicy, ServerSettings},
 };
 use yuxi_coordinator::groups::{
-    Assignor, ConsumerGroupConfig, CoordinatorRecord, Effects, GroupConfig, GroupRequest,
-    GroupResponse, GroupShard, MigrationPolicy, Reply, RequestContext, Ticket,
+    Assignor, ConsumerGroupConfig, Effects, GroupConfig, GroupRequest, GroupResponse, GroupShard,
+    MigrationPolicy, Reply, RequestContext, Ticket,
 };
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
-    ids::{LeaderEpoch, Offset, PartitionId},
+    ids::{LeaderEpoch, Offset, PartitionId, ProducerEpoch, ProducerId},
     messages::ListGroupsResponse,
-    record::{RecordBatchBuilder, builder::BuildError},
+    record::{RecordBatchBuilder, batch::NO_SEQUENCE, builder::BuildError},
 };
 
 /// How long an answer waits for followers to have the records that it rests on.
@@ -240,6 +242,30 @@ impl Groups {
         }
     }
 
+    /// Appends the marker that ends a producer's transaction in a partition of
+    /// `__consumer_offsets`, and has its shard take in or drop the offsets that waited for
+    /// it. A shard that still loads could miss the marker: its coordinator is to ask again.
+    pub(crate) fn end_transaction(
+        &self,
+        node: &Arc<Node>,
+        partition: i32,
+        marker: &TxnMarker,
+    ) -> Result<Appended, PartitionError> {
+        let shard = self.shard(partition).ok_or(PartitionError::NotLeader)?;
+        let mut state = shard.state();
+        let state = &mut *state;
+        let Phase::Serving(group) = &mut state.phase else {
+            return Err(PartitionError::NotLeader);
+        };
+        let appended = shard.partition.append_marker(marker, time::now_ms())?;
+        if appended.start_flush {
+            node.start_flush(&shard.partition);
+        }
+        state.written_end = appended.end_offset;
+        group.transaction_ended(marker.producer_id.value(), marker.commit);
+        Ok(appended)
+    }
+
     /// Offsets of deleted topics are deleted.
     fn forget_topics(&self, node: &Arc<Node>, old: &ClusterImage, new: &ClusterImage) {
         let deleted: BTreeSet<StrBytes> = new
@@ -407,7 +433,7 @@ impl Shard {
                 replies.append(&mut effects.replies);
                 break;
             }
-            match self.append(node, &effects.records, now_ms) {
+            match self.append(node, &effects, now_ms) {
                 Ok(end) => {
                     state.written_end = end;
                     replies.extend(group.written(effects, now_ms));
@@ -448,14 +474,19 @@ impl Shard {
     fn append(
         &self,
         node: &Arc<Node>,
-        records: &[CoordinatorRecord],
+        effects: &Effects,
         now_ms: i64,
     ) -> Result<Offset, WriteError> {
         let mut builder = RecordBatchBuilder::new();
-        for record in records {
+        if let Some(producer) = effects.transaction {
+            let id = ProducerId::new(producer.producer_id);
+            let epoch = ProducerEpoch::new(producer.producer_epoch);
+            builder = builder.producer(id, epoch, NO_SEQUENCE).transactional();
+        }
+        for record in &effects.records {
             builder.append(now_ms, Some(&record.key), record.value.as_deref(), &[])?;
         }
-        let batch = Admitted::own(builder.build()?, records.len() as i32);
+        let batch = Admitted::own(builder.build()?, effects.records.len() as i32);
         let appended = self.partition.append(&batch, RequiredAcks::All, now_ms)?;
         if appended.start_flush {
             node.start_flush(&self.partition);

@@ -2,6 +2,7 @@
 
 mod client_groups;
 mod compaction;
+mod consumer_groups;
 mod etcd;
 mod groups;
 mod hostile;

@@ -105,6 +105,7 @@ async fn every_api_answers_in_every_version_it_advertises() {
     configs(&mut table).await;
     crate::placement::check(&mut table).await;
     crate::isolation::check(&mut table, TOPIC).await;
+    crate::consumer_groups::check(&mut table, TOPIC).await;
     table.end();
 }
 

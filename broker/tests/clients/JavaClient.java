@@ -14,6 +14,7 @@ import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.AlterConfigOp;
 import org.apache.kafka.clients.admin.Config;
 import org.apache.kafka.clients.admin.ConfigEntry;
+import org.apache.kafka.clients.admin.ConsumerGroupDescription;
 import org.apache.kafka.clients.admin.NewPartitions;
 import org.apache.kafka.clients.admin.NewTopic;
 import org.apache.kafka.clients.admin.OffsetSpec;
@@ -22,13 +23,17 @@ import org.apache.kafka.clients.admin.TopicDescription;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.clients.consumer.OffsetAndMetadata;
+import org.apache.kafka.clients.consumer.SubscriptionPattern;
 import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.clients.producer.RecordMetadata;
+import org.apache.kafka.common.GroupState;
+import org.apache.kafka.common.GroupType;
 import org.apache.kafka.common.TopicCollection;
 import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.Uuid;
 import org.apache.kafka.common.config.ConfigResource;
+import org.apache.kafka.common.errors.InvalidRegularExpression;
 import org.apache.kafka.common.errors.TopicExistsException;
 import org.apache.kafka.common.errors.UnknownTopicOrPartitionException;
 import org.apache.kafka.common.header.Header;
@@ -55,6 +60,7 @@ public class JavaClient {
       case "codecs" -> client.codecs();
       case "positions" -> client.positions();
       case "cooperative" -> client.cooperative();
+      case "consumerProtocol" -> client.consumerProtocol();
       case "administration" -> client.administration();
       default -> throw new IllegalArgumentException(arguments[0]);
     }
@@ -183,6 +189,60 @@ public class JavaClient {
         expectEqual(all.size(), 4, "partitions assigned");
       }
       until(() -> first.assignment().size() == 4, "the one that stayed has all again", first);
+    }
+  }
+
+  /** Two members that the coordinator assigns to (KIP-848); one subscribes by a pattern. */
+  private void consumerProtocol() throws Exception {
+    try (Admin admin = admin()) {
+      admin.createTopics(List.of(new NewTopic(name, 4, (short) 1))).all().get();
+    }
+    try (KafkaProducer<byte[], byte[]> producer = producer(Map.of())) {
+      for (int i = 0; i < 100; i++) {
+        producer.send(new ProducerRecord<>(name, i % 4, null, bytes("" + i)));
+      }
+    }
+    Map<String, Object> settings = Map.of("group.id", name, "group.protocol", "consumer");
+    try (KafkaConsumer<byte[], byte[]> first = consumer(settings)) {
+      first.subscribe(new SubscriptionPattern(name.substring(0, name.length() - 1) + ".*"));
+      read(first, 100);
+      expectEqual(first.assignment().size(), 4, "partitions of one member");
+      first.commitSync();
+      try (KafkaConsumer<byte[], byte[]> second = consumer(settings)) {
+        second.subscribe(List.of(name));
+        until(
+            () -> first.assignment().size() == 2 && second.assignment().size() == 2,
+            "two members have two partitions each",
+            first,
+            second);
+        Set<TopicPartition> all = new HashSet<>(first.assignment());
+        all.addAll(second.assignment());
+        expectEqual(all.size(), 4, "partitions assigned");
+        for (TopicPartition partition : second.assignment()) {
+          expectEqual(second.position(partition), 25L, "where the first had come to");
+        }
+      }
+      until(() -> first.assignment().size() == 4, "the one that stayed has all again", first);
+      // The broker's expressions look neither ahead nor back, so that matching takes linear time.
+      try (KafkaConsumer<byte[], byte[]> wrong = consumer(settings)) {
+        wrong.subscribe(new SubscriptionPattern("(?=t).*"));
+        try {
+          until(() -> false, "an error", wrong);
+        } catch (InvalidRegularExpression expected) {
+          expect(expected.getMessage().contains("(?=t).*"), expected.getMessage());
+        }
+      }
+      try (Admin admin = admin()) {
+        ConsumerGroupDescription group =
+            admin.describeConsumerGroups(List.of(name)).all().get().get(name);
+        expectEqual(group.type(), GroupType.CONSUMER, "type");
+        expectEqual(group.groupState(), GroupState.STABLE, "state");
+        expectEqual(group.members().size(), 1, "members");
+        expectEqual(
+            group.members().iterator().next().assignment().topicPartitions().size(),
+            4,
+            "partitions described");
+      }
     }
   }
 
