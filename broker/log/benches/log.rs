@@ -1,5 +1,6 @@
-//! What the log costs: an append beside a bare `pwrite` of the same bytes, a look-up, a
-//! recovery scan, and a start with many logs. `cargo bench -p yuxi-log`.
+//! What the log costs: an append beside a bare `pwrite` of the same bytes, and with a
+//! producer's sequences and transactions, a look-up, a recovery scan, and a start with many
+//! logs. `cargo bench -p yuxi-log`.
 //!
 //! The directory is `YUXI_BENCH_DIR` or the system's temporary one. The data fits into
 //! the page cache, so this measures the program and not the disk.
@@ -15,7 +16,7 @@ use std::{
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use yuxi_log::{AppendOrigin, Log, LogConfig, Opening};
 use yuxi_protocol::{
-    ids::{LeaderEpoch, Offset},
+    ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId},
     record::{BatchView, RecordBatchBuilder},
 };
 
@@ -30,8 +31,11 @@ fn directory() -> tempfile::TempDir {
 }
 
 fn batch_of_16_kib() -> bytes::Bytes {
+    filled(RecordBatchBuilder::new())
+}
+
+fn filled(mut builder: RecordBatchBuilder) -> bytes::Bytes {
     let value = [b'v'; 100];
-    let mut builder = RecordBatchBuilder::new();
     while builder.uncompressed_size() < 16 * 1024 - 110 {
         builder.append(NOW, None, Some(&value), &[]).unwrap();
     }
@@ -116,6 +120,52 @@ fn append(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What it costs to know the producers: the same batches of nobody, of an idempotent
+/// producer, and of a transaction.
+fn append_of_producers(criterion: &mut Criterion) {
+    const BATCHES: usize = 1024;
+    let mut group = criterion.benchmark_group("append of 16 KiB batches, all different");
+    group.throughput(Throughput::Bytes(batch_of_16_kib().len() as u64));
+    group.sample_size(20);
+    for name in ["nobody's", "idempotent", "transactional"] {
+        let mut sequence = 0;
+        let batches: Vec<_> = (0..BATCHES)
+            .map(|_| {
+                let mut builder = RecordBatchBuilder::new();
+                if name != "nobody's" {
+                    builder = builder.producer(ProducerId::new(7), ProducerEpoch::new(0), sequence);
+                }
+                if name == "transactional" {
+                    builder = builder.transactional();
+                }
+                let batch = filled(builder);
+                sequence += BatchView::parse(&batch).unwrap().header().record_count;
+                batch
+            })
+            .collect();
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|iterations| {
+                let mut spent = Duration::ZERO;
+                let mut left = iterations as usize;
+                while left > 0 {
+                    // A new log for each round, or the sequences would be repetitions.
+                    let dir = directory();
+                    let mut log = open(&dir.path().join("t-0"), opening(Offset::ZERO, true));
+                    let count = left.min(BATCHES);
+                    let started = Instant::now();
+                    for batch in &batches[..count] {
+                        append_checked(&mut log, batch);
+                    }
+                    spent += started.elapsed();
+                    left -= count;
+                }
+                spent
+            });
+        });
+    }
+    group.finish();
+}
+
 /// A log of one full segment, closed.
 fn full_segment(dir: &Path) -> Log {
     let batch = batch_of_16_kib();
@@ -194,5 +244,11 @@ fn start(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, append, read_and_recover, start);
+criterion_group!(
+    benches,
+    append,
+    append_of_producers,
+    read_and_recover,
+    start
+);
 criterion_main!(benches);
