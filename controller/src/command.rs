@@ -14,6 +14,7 @@ use crate::{
         ChangeSet, brokers,
         configs::{self, ConfigAlteration},
         elections::{self, ElectionAnswers, Elections},
+        features::{self, FeatureUpdate},
         isr::{self, IsrAnswers, IsrProposals},
         producer_ids::{self, ProducerIdBlock},
         reassignment::{self, Reassignments},
@@ -107,6 +108,7 @@ commands! {
     AlterReassignments(Reassignments) -> Answers<()>;
     ElectLeaders(Elections) -> ElectionAnswers;
     UnregisterBroker(BrokerId) -> Result<(), ControllerError>;
+    UpdateFeatures(Validated<Vec<FeatureUpdate>>) -> Result<(), ControllerError>;
 }
 
 /// The request data of an Envelope.
@@ -275,6 +277,13 @@ impl Command {
                     Err(error) => (Vec::new(), Err(error)),
                 })
             }
+            Self::UpdateFeatures(call) => {
+                let decision = match features::update(image, &call.input.input) {
+                    Ok(changes) => (changes, Ok(())),
+                    Err(error) => (Vec::new(), Err(error)),
+                };
+                call.decided_unless_validating(decision)
+            }
         }
     }
 
@@ -289,10 +298,12 @@ impl Command {
             | Self::AlterReassignments(_)
             | Self::ElectLeaders(_)
             | Self::UnregisterBroker(_) => false,
-            // The epochs in it stop a second one; a block that nobody uses is no loss.
-            Self::AlterPartitions(_) | Self::AllocateProducerIds(_) | Self::ShutDownBroker(_) => {
-                true
-            }
+            // The epochs in it stop a second one; a block that nobody uses is no loss; a
+            // level that is set already stays.
+            Self::AlterPartitions(_)
+            | Self::AllocateProducerIds(_)
+            | Self::ShutDownBroker(_)
+            | Self::UpdateFeatures(_) => true,
         }
     }
 
@@ -308,7 +319,8 @@ impl Command {
             | Self::AllocateProducerIds(_)
             | Self::AlterReassignments(_)
             | Self::ElectLeaders(_)
-            | Self::UnregisterBroker(_) => None,
+            | Self::UnregisterBroker(_)
+            | Self::UpdateFeatures(_) => None,
         }
     }
 }

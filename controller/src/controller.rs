@@ -16,6 +16,7 @@ use crate::{
     decide::{
         configs::ConfigAlteration,
         elections::{ElectionAnswers, Elections},
+        features::FeatureUpdate,
         isr::{IsrAnswers, IsrProposals},
         producer_ids::ProducerIdBlock,
         reassignment::Reassignments,
@@ -209,6 +210,20 @@ impl Controller {
     /// Forgets a broker that is gone for good.
     pub async fn unregister_broker(&self, broker: BrokerId) -> Result<(), ControllerError> {
         self.call(Command::UnregisterBroker, broker).await?
+    }
+
+    /// Sets the levels of features, all or none; with `validate_only` it says only whether
+    /// that is possible.
+    pub async fn update_features(
+        &self,
+        updates: Vec<FeatureUpdate>,
+        validate_only: bool,
+    ) -> Result<(), ControllerError> {
+        let input = Validated {
+            input: updates,
+            validate_only,
+        };
+        self.call(Command::UpdateFeatures, input).await?
     }
 
     /// Gives up the seal, for good, so that another takes over while this process still

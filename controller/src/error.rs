@@ -57,6 +57,9 @@ pub enum ControllerError {
     /// The proposal rests on an earlier partition epoch.
     #[error("The partition epoch in the request is not the current one.")]
     InvalidUpdateVersion,
+    /// A feature can't have the level that was asked for.
+    #[error("{0}")]
+    InvalidFeatureUpdate(String),
     /// A proposed ISR member is not alive in the incarnation that the leader saw.
     #[error("The new ISR contains at least one ineligible replica.")]
     IneligibleReplica,
@@ -123,7 +126,9 @@ impl ControllerError {
             Self::DuplicateBrokerRegistration(_) => ErrorCode::DuplicateBrokerRegistration,
             Self::StaleBrokerEpoch => ErrorCode::StaleBrokerEpoch,
             Self::FencedLeaderEpoch => ErrorCode::FencedLeaderEpoch,
-            Self::InvalidUpdateVersion => ErrorCode::InvalidUpdateVersion,
+            Self::InvalidUpdateVersion | Self::InvalidFeatureUpdate(_) => {
+                ErrorCode::InvalidUpdateVersion
+            }
             Self::IneligibleReplica => ErrorCode::IneligibleReplica,
             Self::NewLeaderElected => ErrorCode::NewLeaderElected,
             Self::NoReassignmentInProgress => ErrorCode::NoReassignmentInProgress,

@@ -13,10 +13,11 @@ use imbl::{OrdMap, ordmap::DiffItem};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ControllerEpoch, PartitionId, TopicId};
 
 use crate::{
+    decide::features,
     keys::{
-        Address, AdmissionValue, BrokerValue, ConfigScope, ConfigValue, ControllerValue, Key,
-        PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue, TopicValue, ValueError,
-        parse_cluster, parse_partitions, parse_value,
+        Address, AdmissionValue, BrokerValue, ConfigScope, ConfigValue, ControllerValue,
+        FeaturesValue, Key, PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue, TopicValue,
+        ValueError, parse_cluster, parse_partitions, parse_value,
     },
     store::{Batch, Change, Entry, Revision, SessionId, Snapshot},
 };
@@ -36,6 +37,7 @@ pub struct ClusterImage {
     chunks: OrdMap<(TopicId, u32), Arc<PartitionChunk>>,
     configs: OrdMap<ConfigScope, Arc<ConfigImage>>,
     producer_ids: Option<ProducerIdsImage>,
+    features: Option<Arc<FeaturesImage>>,
 }
 
 /// Who holds the seal.
@@ -111,6 +113,15 @@ pub struct ConfigImage {
 pub struct ProducerIdsImage {
     /// What is stored.
     pub value: ProducerIdsValue,
+    /// The revision at which the key was written.
+    pub mod_revision: Revision,
+}
+
+/// The levels of features that were ever set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeaturesImage {
+    /// The levels by name.
+    pub levels: FeaturesValue,
     /// The revision at which the key was written.
     pub mod_revision: Revision,
 }
@@ -287,6 +298,24 @@ impl ClusterImage {
         self.producer_ids.as_ref()
     }
 
+    /// The level of a feature in this cluster; 0 for one that there is not.
+    pub fn feature(&self, name: &str) -> i16 {
+        let set = self
+            .features()
+            .and_then(|features| features.levels.get(name));
+        match (features::feature(name), set) {
+            // Another version may have known a higher one.
+            (Some(feature), Some(&level)) => level.clamp(0, feature.highest),
+            (Some(feature), None) => feature.default,
+            (None, _) => 0,
+        }
+    }
+
+    /// The levels of features, if any was ever set.
+    pub fn features(&self) -> Option<&FeaturesImage> {
+        self.features.as_deref()
+    }
+
     /// Chunks that belong to no topic: what an interrupted creation or deletion left.
     pub(crate) fn orphaned_chunks(&self) -> impl Iterator<Item = (TopicId, u32, Revision)> {
         self.chunks.iter().filter_map(|(&(topic, chunk), states)| {
@@ -399,6 +428,12 @@ impl ClusterImage {
                 };
                 self.configs.insert(scope, Arc::new(config));
             }
+            Some(Key::Features) => {
+                self.features = Some(Arc::new(FeaturesImage {
+                    levels: parse_value(&entry.key, &entry.value)?,
+                    mod_revision,
+                }));
+            }
             Some(Key::ProducerIds) => {
                 self.producer_ids = Some(ProducerIdsImage {
                     value: parse_value(&entry.key, &entry.value)?,
@@ -429,6 +464,7 @@ impl ClusterImage {
                 self.configs.remove(&scope);
             }
             Some(Key::ProducerIds) => self.producer_ids = None,
+            Some(Key::Features) => self.features = None,
         }
     }
 

@@ -51,6 +51,8 @@ pub enum Key {
     Config(ConfigScope),
     /// The producer ids given out so far.
     ProducerIds,
+    /// The levels of the cluster's features.
+    Features,
 }
 
 /// What a set of configuration overrides applies to.
@@ -99,6 +101,7 @@ impl fmt::Display for Key {
             Self::Config(ConfigScope::Cluster) => f.write_str("configs/cluster"),
             Self::Config(ConfigScope::Group(id)) => write!(f, "configs/groups/{id}"),
             Self::ProducerIds => f.write_str("producer_ids"),
+            Self::Features => f.write_str("features"),
         }
     }
 }
@@ -112,6 +115,7 @@ impl Key {
                 "cluster" => Self::Cluster,
                 "controller" => Self::Controller,
                 "producer_ids" => Self::ProducerIds,
+                "features" => Self::Features,
                 _ => return None,
             },
             Some(("brokers", id)) => Self::Broker(broker(id)?),
@@ -299,6 +303,9 @@ pub struct ProducerIdsValue {
     pub next_producer_id: ProducerId,
 }
 
+/// The levels of features by name, as far as they were ever set.
+pub type FeaturesValue = BTreeMap<String, i16>;
+
 /// Configuration overrides by name.
 pub type ConfigValue = BTreeMap<String, String>;
 
@@ -464,6 +471,7 @@ mod tests {
             Key::Config(ConfigScope::Broker(BrokerId::new(0))),
             Key::Config(ConfigScope::Cluster),
             Key::ProducerIds,
+            Key::Features,
         ] {
             assert_eq!(Key::parse(&key.to_string()), Some(key));
         }

@@ -10,6 +10,7 @@ pub mod assignment;
 pub mod brokers;
 pub mod configs;
 pub mod elections;
+pub mod features;
 pub mod isr;
 pub mod leaders;
 mod placement;
