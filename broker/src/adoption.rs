@@ -102,11 +102,8 @@ fn find_topic(
         partitions: count,
         replication_factor: 1,
         assignments: Vec::new(),
-        configs: if name == internal_topics::CONSUMER_OFFSETS {
-            internal_topics::consumer_offsets_configs(&node.settings)
-        } else {
-            Vec::new()
-        },
+        configs: internal_topics::new_topic(name, &node.settings, true)
+            .map_or_else(Vec::new, |topic| topic.configs),
         adopted: Some(Adopted {
             id,
             leader_epoch: LeaderEpoch::new(latest.value() + 1),

@@ -1,10 +1,10 @@
 //! The topics that brokers keep for themselves.
 
-use yuxi_controller::settings::ServerSettings;
+use yuxi_controller::{decide::topics::NewTopic, settings::ServerSettings};
 
 /// Where groups commit their offsets.
 pub(crate) const CONSUMER_OFFSETS: &str = "__consumer_offsets";
-/// Where transactions are kept. Reserved: nobody else may have a topic of this name.
+/// Where the coordinators of transactions keep what they know.
 pub(crate) const TRANSACTION_STATE: &str = "__transaction_state";
 
 /// Whether clients see the topic marked as internal and may not write it.
@@ -12,15 +12,53 @@ pub(crate) fn is_internal(topic: &str) -> bool {
     matches!(topic, CONSUMER_OFFSETS | TRANSACTION_STATE)
 }
 
-/// How [`CONSUMER_OFFSETS`] is made.
-pub(crate) fn consumer_offsets_configs(settings: &ServerSettings) -> Vec<(String, Option<String>)> {
+/// How such a topic is made on its first use; `None` for one that is not of these. A broker
+/// that is a cluster by itself has one replica of it.
+pub(crate) fn new_topic(
+    topic: &str,
+    settings: &ServerSettings,
+    is_alone: bool,
+) -> Option<NewTopic> {
     let config = |name: &str, value: String| (name.to_owned(), Some(value));
-    vec![
-        config("cleanup.policy", "compact".to_owned()),
-        config("compression.type", "producer".to_owned()),
-        config(
-            "segment.bytes",
-            settings.offsets_topic_segment_bytes.to_string(),
+    let (partitions, replication_factor, configs) = match topic {
+        CONSUMER_OFFSETS => (
+            settings.offsets_topic_num_partitions,
+            settings.offsets_topic_replication_factor,
+            vec![
+                config("cleanup.policy", "compact".to_owned()),
+                config("compression.type", "producer".to_owned()),
+                config(
+                    "segment.bytes",
+                    settings.offsets_topic_segment_bytes.to_string(),
+                ),
+            ],
         ),
-    ]
+        TRANSACTION_STATE => (
+            settings.transaction_state_log_num_partitions,
+            settings.transaction_state_log_replication_factor,
+            vec![
+                config("cleanup.policy", "compact".to_owned()),
+                config("compression.type", "uncompressed".to_owned()),
+                config(
+                    "min.insync.replicas",
+                    settings.transaction_state_log_min_isr.to_string(),
+                ),
+                config(
+                    "segment.bytes",
+                    settings.transaction_state_log_segment_bytes.to_string(),
+                ),
+                // An outcome that was told must not be forgotten.
+                config("unclean.leader.election.enable", "false".to_owned()),
+            ],
+        ),
+        _ => return None,
+    };
+    Some(NewTopic {
+        adopted: None,
+        name: topic.to_owned(),
+        partitions,
+        replication_factor: if is_alone { 1 } else { replication_factor },
+        assignments: Vec::new(),
+        configs,
+    })
 }

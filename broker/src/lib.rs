@@ -22,6 +22,7 @@ mod producer_ids;
 mod replicas;
 mod replication;
 mod time;
+mod transactions;
 
 // For `benches/`, which see a crate from outside.
 #[cfg(feature = "bench")]
@@ -297,6 +298,14 @@ impl Broker {
         let timing = Arc::clone(&node);
         background.push(tokio::spawn(async move {
             timing.groups.keep_time(&timing).await;
+        }));
+        let timing = Arc::clone(&node);
+        background.push(tokio::spawn(async move {
+            timing.transactions.keep_time(&timing).await;
+        }));
+        let marking = Arc::clone(&node);
+        background.push(tokio::spawn(async move {
+            marking.transactions.write_markers(&marking).await;
         }));
         node.applied(image.revision()).await;
         adoption::settle_strays(&node, kind.adopts()).await?;

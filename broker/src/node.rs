@@ -2,16 +2,9 @@
 //! the groups, the controller and the limits.
 
 use crate::{
-    api::FetchSessions,
-    cleaner::Cleaner,
-    groups::Groups,
-    internal_topics::{self, CONSUMER_OFFSETS},
-    metrics::Metrics,
-    net::limits::ByteBudget,
-    partition::Partition,
-    producer_ids::ProducerIds,
-    replicas::Replicas,
-    replication::Replication,
+    api::FetchSessions, cleaner::Cleaner, groups::Groups, internal_topics, metrics::Metrics,
+    net::limits::ByteBudget, partition::Partition, producer_ids::ProducerIds, replicas::Replicas,
+    replication::Replication, transactions::Transactions,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -75,6 +68,7 @@ pub(crate) struct Node {
     pub(crate) replication: Replication,
     pub(crate) cleaner: Cleaner,
     pub(crate) groups: Groups,
+    pub(crate) transactions: Transactions,
     pub(crate) fetch_sessions: FetchSessions,
     pub(crate) producer_ids: ProducerIds,
     pub(crate) byte_budget: ByteBudget,
@@ -112,6 +106,7 @@ impl Node {
             replication: Replication::default(),
             cleaner: Cleaner::default(),
             groups: Groups::new(&settings),
+            transactions: Transactions::new(&settings),
             fetch_sessions: FetchSessions::new(
                 usize::try_from(settings.max_incremental_fetch_session_cache_slots).unwrap_or(0),
             ),
@@ -167,6 +162,7 @@ impl Node {
             let roles = node.replicas.apply(&before, &new, &settings);
             node.replication.follow(&node, roles);
             node.groups.follow(&node, &before, &new);
+            node.transactions.follow(&node, &before, &new);
             new
         });
         match applied.await {
@@ -230,31 +226,17 @@ impl Node {
         let settings = self.live_settings();
         let topics = names
             .into_iter()
-            .filter(|name| !internal_topics::is_internal(name) || &**name == CONSUMER_OFFSETS)
             .map(|name| {
-                let offsets = &*name == CONSUMER_OFFSETS;
-                NewTopic {
-                    adopted: None,
-                    name: name.to_string(),
-                    partitions: if offsets {
-                        settings.offsets_topic_num_partitions
-                    } else {
-                        settings.num_partitions
-                    },
-                    replication_factor: if offsets && self.is_alone {
-                        1
-                    } else if offsets {
-                        settings.offsets_topic_replication_factor
-                    } else {
-                        settings.default_replication_factor
-                    },
-                    assignments: Vec::new(),
-                    configs: if offsets {
-                        internal_topics::consumer_offsets_configs(&settings)
-                    } else {
-                        Vec::new()
-                    },
-                }
+                internal_topics::new_topic(&name, &settings, self.is_alone).unwrap_or_else(|| {
+                    NewTopic {
+                        adopted: None,
+                        name: name.to_string(),
+                        partitions: settings.num_partitions,
+                        replication_factor: settings.default_replication_factor,
+                        assignments: Vec::new(),
+                        configs: Vec::new(),
+                    }
+                })
             })
             .collect();
         for created in self.controller.create_topics(topics, false).await {

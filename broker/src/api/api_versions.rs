@@ -1,14 +1,25 @@
-//! ApiVersions (key 18): which APIs and versions are served.
+//! ApiVersions (key 18): which APIs and versions are served, and which features the
+//! cluster has.
 
-use super::{APIS, Request, Started};
+use super::{APIS, Context, Request, Started};
+use yuxi_controller::decide::features::FEATURES;
 use yuxi_protocol::{
     error_code::ErrorCode,
     message,
-    messages::{ApiVersionsRequest, ApiVersionsResponse, api_versions_response::ApiVersion},
+    messages::{
+        ApiVersionsRequest, ApiVersionsResponse,
+        api_versions_response::{ApiVersion, FinalizedFeatureKey, SupportedFeatureKey},
+    },
 };
 
 /// The newest version of this API that is served.
 const NEWEST: i16 = 4;
+
+/// Answers tell of features from this version on (KIP-584).
+const FEATURES_FROM: i16 = 3;
+
+/// Clients of earlier versions fail on a feature whose lowest level is 0 (KIP-1022).
+const LEVEL_0_FROM: i16 = 4;
 
 pub(super) fn start(mut request: Request) -> Started {
     if !(0..=NEWEST).contains(&request.head.api_version) {
@@ -16,7 +27,7 @@ pub(super) fn start(mut request: Request) -> Started {
         // and tries again (KIP-511). Its body may have any layout, so it is not read.
         let mut context = request.into_context();
         context.version = 0;
-        return Started::Ready(context.answer(&listing(ErrorCode::UnsupportedVersion)));
+        return Started::Ready(context.answer(&listing(&context, ErrorCode::UnsupportedVersion)));
     }
     let asked: ApiVersionsRequest = match request.decode() {
         Ok(asked) => asked,
@@ -28,7 +39,7 @@ pub(super) fn start(mut request: Request) -> Started {
     } else {
         ErrorCode::None
     };
-    Started::Ready(context.answer(&listing(error)))
+    Started::Ready(context.answer(&listing(&context, error)))
 }
 
 /// Name and version of the client are limited to what is safe in a metric's label
@@ -45,7 +56,7 @@ fn is_client_software(asked: &ApiVersionsRequest) -> bool {
     valid(&asked.client_software_name) && valid(&asked.client_software_version)
 }
 
-fn listing(error: ErrorCode) -> ApiVersionsResponse {
+fn listing(context: &Context, error: ErrorCode) -> ApiVersionsResponse {
     let api_keys = APIS
         .iter()
         .filter(|api| api.offered)
@@ -57,8 +68,35 @@ fn listing(error: ErrorCode) -> ApiVersionsResponse {
             })
         })
         .collect();
-    message!(ApiVersionsResponse {
+    let mut response = message!(ApiVersionsResponse {
         error_code: error.code(),
         api_keys,
-    })
+    });
+    if context.version >= FEATURES_FROM {
+        let image = context.node.image();
+        response.finalized_features_epoch = image
+            .features()
+            .map_or(0, |features| features.mod_revision.value());
+        for feature in FEATURES {
+            if context.version >= LEVEL_0_FROM {
+                response
+                    .supported_features
+                    .push(message!(SupportedFeatureKey {
+                        name: feature.name.into(),
+                        max_version: feature.highest,
+                    }));
+            }
+            let level = image.feature(feature.name);
+            if level > 0 {
+                response
+                    .finalized_features
+                    .push(message!(FinalizedFeatureKey {
+                        name: feature.name.into(),
+                        max_version_level: level,
+                        min_version_level: level,
+                    }));
+            }
+        }
+    }
+    response
 }

@@ -2,18 +2,20 @@
 //! told is also counted. One row for each answer.
 
 use yuxi_protocol::messages::{
-    AllocateProducerIdsResponse, AlterConfigsResponse, AlterPartitionReassignmentsResponse,
-    AlterPartitionResponse, ApiVersionsResponse, ConsumerGroupDescribeResponse,
-    ConsumerGroupHeartbeatResponse, CreatePartitionsResponse, CreateTopicsResponse,
-    DeleteGroupsResponse, DeleteRecordsResponse, DeleteTopicsResponse, DescribeClusterResponse,
-    DescribeConfigsResponse, DescribeGroupsResponse, DescribeLogDirsResponse,
-    DescribeProducersResponse, DescribeTopicPartitionsResponse, ElectLeadersResponse,
-    EnvelopeResponse, FetchResponse, FindCoordinatorResponse, HeartbeatResponse,
-    IncrementalAlterConfigsResponse, InitProducerIdResponse, JoinGroupResponse, LeaveGroupResponse,
-    ListConfigResourcesResponse, ListGroupsResponse, ListOffsetsResponse,
-    ListPartitionReassignmentsResponse, MetadataResponse, OffsetCommitResponse,
-    OffsetDeleteResponse, OffsetFetchResponse, OffsetForLeaderEpochResponse, ProduceResponse,
-    SyncGroupResponse, TxnOffsetCommitResponse, UnregisterBrokerResponse, WriteTxnMarkersResponse,
+    AddOffsetsToTxnResponse, AddPartitionsToTxnResponse, AllocateProducerIdsResponse,
+    AlterConfigsResponse, AlterPartitionReassignmentsResponse, AlterPartitionResponse,
+    ApiVersionsResponse, ConsumerGroupDescribeResponse, ConsumerGroupHeartbeatResponse,
+    CreatePartitionsResponse, CreateTopicsResponse, DeleteGroupsResponse, DeleteRecordsResponse,
+    DeleteTopicsResponse, DescribeClusterResponse, DescribeConfigsResponse, DescribeGroupsResponse,
+    DescribeLogDirsResponse, DescribeProducersResponse, DescribeTopicPartitionsResponse,
+    DescribeTransactionsResponse, ElectLeadersResponse, EndTxnResponse, EnvelopeResponse,
+    FetchResponse, FindCoordinatorResponse, HeartbeatResponse, IncrementalAlterConfigsResponse,
+    InitProducerIdResponse, JoinGroupResponse, LeaveGroupResponse, ListConfigResourcesResponse,
+    ListGroupsResponse, ListOffsetsResponse, ListPartitionReassignmentsResponse,
+    ListTransactionsResponse, MetadataResponse, OffsetCommitResponse, OffsetDeleteResponse,
+    OffsetFetchResponse, OffsetForLeaderEpochResponse, ProduceResponse, SyncGroupResponse,
+    TxnOffsetCommitResponse, UnregisterBrokerResponse, UpdateFeaturesResponse,
+    WriteTxnMarkersResponse,
 };
 
 /// An answer that names the errors it tells.
@@ -95,4 +97,17 @@ errors_told! {
         .markers
         .iter()
         .flat_map(|marker| each!(marker.topics, partitions));
+    AddPartitionsToTxnResponse: |answer| answer
+        .results_by_transaction
+        .iter()
+        .flat_map(|result| result.topic_results.iter())
+        .chain(&answer.results_by_topic_v3_and_below)
+        .flat_map(|topic| topic.results_by_partition.iter())
+        .map(|result| result.partition_error_code)
+        .chain([answer.error_code]);
+    AddOffsetsToTxnResponse: |answer| [answer.error_code];
+    EndTxnResponse: |answer| [answer.error_code];
+    UpdateFeaturesResponse: |answer| each!(answer.results).chain([answer.error_code]);
+    DescribeTransactionsResponse: |answer| each!(answer.transaction_states);
+    ListTransactionsResponse: |answer| [answer.error_code];
 }

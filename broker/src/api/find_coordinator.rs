@@ -1,8 +1,8 @@
-//! FindCoordinator (key 10): which broker coordinates a group.
+//! FindCoordinator (key 10): which broker coordinates a group or a transactional id.
 
 use super::Context;
 use crate::{
-    internal_topics::CONSUMER_OFFSETS,
+    internal_topics::{CONSUMER_OFFSETS, TRANSACTION_STATE},
     node::{self, Endpoint},
 };
 use std::{collections::BTreeSet, sync::Arc};
@@ -57,9 +57,13 @@ pub(super) async fn handle(
     context: Context,
     request: FindCoordinatorRequest,
 ) -> FindCoordinatorResponse {
-    if request.key_type == GROUP && context.node.image().topic(CONSUMER_OFFSETS).is_none() {
-        let wanted = BTreeSet::from([Arc::from(CONSUMER_OFFSETS)]);
-        context.node.auto_create(wanted).await;
+    if let Some(topic) = topic_of(request.key_type)
+        && context.node.image().topic(topic).is_none()
+    {
+        context
+            .node
+            .auto_create(BTreeSet::from([Arc::from(topic)]))
+            .await;
     }
     let image = context.node.image();
     if context.version < BATCHES_FROM {
@@ -95,24 +99,27 @@ pub(super) async fn handle(
     message!(FindCoordinatorResponse { coordinators })
 }
 
-fn find(image: &ClusterImage, key_type: i8, key: &str) -> Answer {
+/// Where the coordinators of that kind keep what they know.
+fn topic_of(key_type: i8) -> Option<&'static str> {
     match key_type {
-        GROUP => {}
-        TRANSACTION => {
-            return Answer::error(
-                ErrorCode::UnsupportedVersion,
-                "transactions are not supported by this broker",
-            );
-        }
-        SHARE => {
-            return Answer::error(
+        GROUP => Some(CONSUMER_OFFSETS),
+        TRANSACTION => Some(TRANSACTION_STATE),
+        _ => None,
+    }
+}
+
+fn find(image: &ClusterImage, key_type: i8, key: &str) -> Answer {
+    let Some(topic) = topic_of(key_type) else {
+        return if key_type == SHARE {
+            Answer::error(
                 ErrorCode::UnsupportedVersion,
                 "share groups are not supported by this broker",
-            );
-        }
-        _ => return Answer::error(ErrorCode::InvalidRequest, "the key type is unknown"),
-    }
-    let coordinator = image.topic(CONSUMER_OFFSETS).and_then(|topic| {
+            )
+        } else {
+            Answer::error(ErrorCode::InvalidRequest, "the key type is unknown")
+        };
+    };
+    let coordinator = image.topic(topic).and_then(|topic| {
         let count = i32::try_from(topic.partition_count()).ok()?;
         let partition = PartitionId::new(partition_for(key, count));
         let leader = topic.partition(partition)?.leader;

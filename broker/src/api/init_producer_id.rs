@@ -1,7 +1,9 @@
-//! InitProducerId (key 22): a number and an epoch for an idempotent producer (KIP-98),
-//! or a new epoch for one that lost track of its sequences (KIP-360).
+//! InitProducerId (key 22): a number and an epoch for an idempotent producer (KIP-98), or
+//! a new epoch for one that lost track of its sequences (KIP-360). One with a transactional
+//! id gets them from its coordinator, and fences who had them before.
 
 use super::Context;
+use yuxi_coordinator::transactions::{Producer, TransactionRequest, TransactionResponse};
 use yuxi_protocol::{
     error_code::ErrorCode,
     ids::{ProducerEpoch, ProducerId},
@@ -9,14 +11,13 @@ use yuxi_protocol::{
     messages::{InitProducerIdRequest, InitProducerIdResponse},
 };
 
+/// Clients know PRODUCER_FENCED from this version on.
+const FENCED_FROM: i16 = 4;
+
 pub(super) async fn handle(
     context: Context,
     request: InitProducerIdRequest,
 ) -> InitProducerIdResponse {
-    if request.transactional_id.is_some() {
-        // There is no transaction coordinator; the client's error names the cause.
-        return failed(ErrorCode::UnsupportedForMessageFormat);
-    }
     let (id, epoch) = (
         ProducerId::new(request.producer_id),
         ProducerEpoch::new(request.producer_epoch),
@@ -24,6 +25,25 @@ pub(super) async fn handle(
     let both_or_neither = (id == ProducerId::NONE) == (epoch == ProducerEpoch::NONE);
     if !both_or_neither || id < ProducerId::NONE || epoch < ProducerEpoch::NONE {
         return failed(ErrorCode::InvalidRequest);
+    }
+    if let Some(transactional_id) = request.transactional_id {
+        let asked = TransactionRequest::Init {
+            transactional_id,
+            timeout_ms: request.transaction_timeout_ms,
+            current: (id != ProducerId::NONE).then_some(Producer { id, epoch }),
+        };
+        let node = &context.node;
+        return match node.transactions.handle(node, asked).await {
+            TransactionResponse::Init(Ok(producer)) => message!(InitProducerIdResponse {
+                producer_id: producer.id.value(),
+                producer_epoch: producer.epoch.value(),
+            }),
+            TransactionResponse::Init(Err(error)) => failed(super::fenced_as_known(
+                error,
+                context.version >= FENCED_FROM,
+            )),
+            other => unreachable!("the coordinator answered with {other:?}"),
+        };
     }
     // A producer without a transactional id has its epoch raised by itself (KIP-360), so
     // whatever it had, it gets a number that nobody used before.

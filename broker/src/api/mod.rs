@@ -4,6 +4,8 @@
 //! A handler translates the request, makes one call, and translates the answer. What
 //! it may need stands in its [`Context`].
 
+mod add_offsets_to_txn;
+mod add_partitions_to_txn;
 mod allocate_producer_ids;
 mod alter_configs;
 mod alter_partition;
@@ -22,7 +24,9 @@ mod describe_configs;
 mod describe_log_dirs;
 mod describe_producers;
 mod describe_topic_partitions;
+mod describe_transactions;
 mod elect_leaders;
+mod end_txn;
 mod envelope;
 mod errors_told;
 pub(crate) mod fetch;
@@ -32,6 +36,7 @@ mod init_producer_id;
 mod list_config_resources;
 mod list_offsets;
 mod list_partition_reassignments;
+mod list_transactions;
 mod metadata;
 mod offset_commit;
 mod offset_fetch;
@@ -39,7 +44,8 @@ mod offset_for_leader_epoch;
 mod produce;
 mod txn_offset_commit;
 mod unregister_broker;
-mod write_txn_markers;
+mod update_features;
+pub(crate) mod write_txn_markers;
 
 pub(crate) use fetch::FetchSessions;
 
@@ -91,6 +97,9 @@ pub(crate) enum Started {
     Ready(Outcome),
     /// Its effects are begun; the answer comes later.
     Pending(Pin<Box<dyn Future<Output = Outcome> + Send>>),
+    /// Nothing has happened yet, and nothing that comes after it may start before it is
+    /// answered, whatever the order of its API is.
+    Held(Pin<Box<dyn Future<Output = Outcome> + Send>>),
 }
 
 /// When a request of a connection may start.
@@ -176,6 +185,18 @@ pub(crate) static APIS: &[Api] = &[
         Order::InTurn,
         |request| at_once(request, offset_for_leader_epoch::handle),
     ),
+    api::<messages::AddPartitionsToTxnRequest>(
+        "AddPartitionsToTxn",
+        5,
+        Order::Pipelined,
+        add_partitions_to_txn::start,
+    ),
+    api::<messages::AddOffsetsToTxnRequest>("AddOffsetsToTxn", 4, Order::InTurn, |request| {
+        later(request, add_offsets_to_txn::handle)
+    }),
+    api::<messages::EndTxnRequest>("EndTxn", 5, Order::InTurn, |request| {
+        later(request, end_txn::handle)
+    }),
     api::<messages::WriteTxnMarkersRequest>(
         "WriteTxnMarkers",
         2,
@@ -230,6 +251,9 @@ pub(crate) static APIS: &[Api] = &[
         Order::Pipelined,
         |request| later(request, alter_partition::handle),
     )),
+    api::<messages::UpdateFeaturesRequest>("UpdateFeatures", 2, Order::InTurn, |request| {
+        later(request, update_features::handle)
+    }),
     between_brokers(api::<messages::EnvelopeRequest>(
         "Envelope",
         0,
@@ -244,6 +268,15 @@ pub(crate) static APIS: &[Api] = &[
     }),
     api::<messages::UnregisterBrokerRequest>("UnregisterBroker", 0, Order::InTurn, |request| {
         later(request, unregister_broker::handle)
+    }),
+    api::<messages::DescribeTransactionsRequest>(
+        "DescribeTransactions",
+        0,
+        Order::InTurn,
+        |request| later(request, describe_transactions::handle),
+    ),
+    api::<messages::ListTransactionsRequest>("ListTransactions", 2, Order::InTurn, |request| {
+        later(request, list_transactions::handle)
     }),
     between_brokers(api::<messages::AllocateProducerIdsRequest>(
         "AllocateProducerIds",
@@ -418,6 +451,16 @@ where
             let response = handle(context.clone(), decoded).await;
             context.answer(&response)
         })),
+    }
+}
+
+/// What a fenced producer is told: clients that do not know PRODUCER_FENCED yet take the
+/// older code in the same way.
+fn fenced_as_known(error: ErrorCode, knows_fenced: bool) -> ErrorCode {
+    if error == ErrorCode::ProducerFenced && !knows_fenced {
+        ErrorCode::InvalidProducerEpoch
+    } else {
+        error
     }
 }
 

@@ -1,19 +1,24 @@
 //! Produce (key 0): appends one record batch to each named partition.
 //!
 //! All appends are done when `start` returns, so the next request of the connection
-//! finds them; only the acknowledgement may come later.
+//! finds them; only the acknowledgement may come later. The exception is a batch that
+//! begins a transaction in its partition: its coordinator is asked first
+//! ([`verification`]), and the next request waits for that.
+
+mod verification;
 
 use super::{Context, Request, Started, Unanswerable};
 use crate::{
     node::{self, Lookup},
     partition::{
-        Ack, Appended, Partition, RequiredAcks,
+        Ack, Appended, Partition, RequiredAcks, VerificationGuard,
         admission::{self, Admitted},
     },
     time,
 };
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
+use verification::Verified;
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
@@ -65,19 +70,44 @@ pub(super) fn start(mut request: Request) -> Started {
         Err(error) => return Started::Ready(Err(error)),
     };
     let context = request.into_context();
+    let questions = verification::questions(&context, &produce);
+    if questions.is_empty() {
+        return append_all(&context, produce, &Verified::default());
+    }
+    Started::Held(Box::pin(async move {
+        let verified = verification::ask(&context, &produce, questions).await;
+        match append_all(&context, produce, &verified) {
+            Started::Ready(answer) => answer,
+            Started::Pending(answer) | Started::Held(answer) => answer.await,
+        }
+    }))
+}
+
+/// Appends everything, and answers or waits for the acknowledgements.
+fn append_all(context: &Context, produce: ProduceRequest, verified: &Verified) -> Started {
     let acks = match produce.acks {
         0 | 1 => Some(RequiredAcks::Leader),
         -1 => Some(RequiredAcks::All),
         _ => None,
     };
     let now_ms = time::now_ms();
+    let is_transactional = produce.transactional_id.is_some();
+    let timeout_ms = produce.timeout_ms;
     let mut unacknowledged = Vec::new();
     let mut responses = Vec::with_capacity(produce.topic_data.len());
     for (topic_at, topic) in produce.topic_data.into_iter().enumerate() {
         let mut partitions = Vec::with_capacity(topic.partition_data.len());
         for (partition_at, data) in topic.partition_data.iter().enumerate() {
             let appended = match acks {
-                Some(acks) => append(&context, &topic, data, acks, now_ms),
+                Some(acks) => verified.guard(topic_at, partition_at).and_then(|guard| {
+                    let batch = Batch {
+                        topic: &topic,
+                        data,
+                        guard,
+                        is_transactional,
+                    };
+                    append(context, &batch, acks, now_ms)
+                }),
                 None => Err(Failure::new(
                     ErrorCode::InvalidRequiredAcks,
                     &format_args!("acks={} is none of 0, 1 and -1", produce.acks),
@@ -85,7 +115,7 @@ pub(super) fn start(mut request: Request) -> Started {
             };
             partitions.push(match appended {
                 Ok((admitted, appended)) => {
-                    let answer = success(&context, data.index, &admitted, &appended);
+                    let answer = success(context, data.index, &admitted, &appended);
                     if let Ack::Later(ack) = appended.ack {
                         unacknowledged.push(Unacknowledged {
                             topic: topic_at,
@@ -95,7 +125,7 @@ pub(super) fn start(mut request: Request) -> Started {
                     }
                     answer
                 }
-                Err(failure) => refusal(&context, data.index, failure),
+                Err(failure) => refusal(context, data.index, failure),
             });
         }
         responses.push(message!(TopicProduceResponse {
@@ -109,10 +139,11 @@ pub(super) fn start(mut request: Request) -> Started {
         return Started::Ready(without_acks(&response));
     }
     if unacknowledged.is_empty() {
-        add_leaders(&context, &mut response);
+        add_leaders(context, &mut response);
         return Started::Ready(context.answer(&response));
     }
-    let deadline = Instant::now() + Duration::from_millis(produce.timeout_ms.max(0) as u64);
+    let deadline = Instant::now() + Duration::from_millis(timeout_ms.max(0) as u64);
+    let context = context.clone();
     Started::Pending(Box::pin(async move {
         let mut response = acknowledged(response, unacknowledged, deadline).await;
         add_leaders(&context, &mut response);
@@ -120,15 +151,25 @@ pub(super) fn start(mut request: Request) -> Started {
     }))
 }
 
+/// One partition's part of a request.
+struct Batch<'a> {
+    topic: &'a TopicProduceData,
+    data: &'a PartitionProduceData,
+    /// The coordinator of its transaction was asked with this guard.
+    guard: Option<VerificationGuard>,
+    /// The request names a transactional id.
+    is_transactional: bool,
+}
+
 /// Checks and appends one partition's batch.
 fn append(
     context: &Context,
-    topic: &TopicProduceData,
-    data: &PartitionProduceData,
+    batch: &Batch<'_>,
     acks: RequiredAcks,
     now_ms: i64,
 ) -> Result<(Admitted, Appended), Failure> {
     let node = &context.node;
+    let Batch { topic, data, .. } = batch;
     let partition = find(context, topic, data.index)?;
     let Some(records) = &data.records else {
         return Err(Failure::new(
@@ -150,6 +191,16 @@ fn append(
         node.metrics.produce_failed(topic_name);
         Failure::new(refused.code(), &refused)
     })?;
+    if admitted.is_transactional() && !batch.is_transactional {
+        return Err(Failure::new(
+            ErrorCode::TransactionalIdAuthorizationFailed,
+            "the batch is part of a transaction, and the request names no transactional id",
+        ));
+    }
+    let admitted = match batch.guard {
+        Some(guard) => admitted.verified(guard),
+        None => admitted,
+    };
     let appended = partition.append(&admitted, acks, now_ms).map_err(|error| {
         node.metrics.produce_failed(topic_name);
         Failure::new(error.code(), &error)

@@ -5,14 +5,14 @@
 //! which waits for the in-sync replicas, comes later. Nothing in a request shows that it is
 //! a coordinator's; the epochs of coordinator and producer fence what is too old.
 
-use super::{Context, Request, Started};
+use super::{Request, Started};
 use crate::{
     internal_topics::CONSUMER_OFFSETS,
-    node::Lookup,
+    node::{Lookup, Node},
     partition::{Ack, AckReceiver, TxnMarker},
     time,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use yuxi_protocol::{
     error_code::ErrorCode,
@@ -54,7 +54,7 @@ pub(super) fn start(mut request: Request) -> Started {
         for (topic_at, topic) in asked.topics.iter().enumerate() {
             let mut partitions = Vec::with_capacity(topic.partition_indexes.len());
             for (partition_at, &index) in topic.partition_indexes.iter().enumerate() {
-                let appended = append(&context, &topic.name, index, &marker, now_ms);
+                let appended = append(&context.node, &topic.name, index, &marker, now_ms);
                 let error = match appended {
                     Ok(Ack::Now) => ErrorCode::None,
                     Ok(Ack::Later(ack)) => {
@@ -114,14 +114,14 @@ fn marker(asked: &WritableTxnMarker) -> TxnMarker {
     }
 }
 
-fn append(
-    context: &Context,
+/// Appends one marker to a partition that this broker leads.
+pub(crate) fn append(
+    node: &Arc<Node>,
     topic: &str,
     index: i32,
     marker: &TxnMarker,
     now_ms: i64,
 ) -> Result<Ack, ErrorCode> {
-    let node = &context.node;
     if marker.producer_id <= ProducerId::NONE || marker.producer_epoch <= ProducerEpoch::NONE {
         return Err(ErrorCode::InvalidRequest);
     }

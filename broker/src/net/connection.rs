@@ -275,15 +275,19 @@ impl Connection {
             Started::Pending(Box::pin(async move {
                 match start(request) {
                     Started::Ready(answer) => answer,
-                    Started::Pending(answer) => answer.await,
+                    Started::Pending(answer) | Started::Held(answer) => answer.await,
                 }
             }))
         } else {
             (api.start)(request)
         };
+        let order = match progress {
+            Started::Held(_) => Order::InTurn,
+            Started::Ready(_) | Started::Pending(_) => api.order,
+        };
         self.waiting.push_back(Unanswered {
             bytes,
-            order: api.order,
+            order,
             progress,
             timing,
         });
@@ -357,7 +361,7 @@ impl Future for ReadyAnswers<'_> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let mut any = Poll::Pending;
         for request in self.get_mut().0.iter_mut() {
-            if let Started::Pending(future) = &mut request.progress {
+            if let Started::Pending(future) | Started::Held(future) = &mut request.progress {
                 match future.as_mut().poll(context) {
                     Poll::Ready(answer) => request.progress = Started::Ready(answer),
                     Poll::Pending => break,

@@ -129,6 +129,11 @@ impl Admitted {
         self
     }
 
+    /// Whether it is part of a transaction.
+    pub(crate) fn is_transactional(&self) -> bool {
+        BatchView::parse(&self.bytes).is_ok_and(|view| view.header().is_transactional())
+    }
+
     pub(super) fn guard(&self) -> Option<VerificationGuard> {
         self.guard
     }

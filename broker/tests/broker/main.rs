@@ -11,4 +11,5 @@ mod pipelining;
 mod placement;
 mod records;
 mod support;
+mod transactions;
 mod versions;

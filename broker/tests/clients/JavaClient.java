@@ -34,6 +34,7 @@ import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.Uuid;
 import org.apache.kafka.common.config.ConfigResource;
 import org.apache.kafka.common.errors.InvalidRegularExpression;
+import org.apache.kafka.common.errors.ProducerFencedException;
 import org.apache.kafka.common.errors.TopicExistsException;
 import org.apache.kafka.common.errors.UnknownTopicOrPartitionException;
 import org.apache.kafka.common.header.Header;
@@ -62,6 +63,8 @@ public class JavaClient {
       case "cooperative" -> client.cooperative();
       case "consumerProtocol" -> client.consumerProtocol();
       case "administration" -> client.administration();
+      case "transactions" -> client.transactions();
+      case "pipeline" -> client.pipeline();
       default -> throw new IllegalArgumentException(arguments[0]);
     }
   }
@@ -372,6 +375,128 @@ public class JavaClient {
     }
     expectEqual(seen[0], count, "records");
     return got;
+  }
+
+  /** Commits, aborts and a zombie: readers of committed records see the first and no other. */
+  private void transactions() throws Exception {
+    try (Admin admin = admin()) {
+      admin.createTopics(List.of(new NewTopic(name, 2, (short) 1))).all().get();
+    }
+    List<String> committed = new ArrayList<>();
+    try (KafkaProducer<byte[], byte[]> zombie = transactional()) {
+      zombie.initTransactions();
+      for (int i = 0; i < 30; i++) {
+        zombie.beginTransaction();
+        for (int partition = 0; partition < 2; partition++) {
+          zombie.send(new ProducerRecord<>(name, partition, null, bytes("" + i)));
+        }
+        if (i % 3 == 0) {
+          zombie.abortTransaction();
+        } else {
+          zombie.commitTransaction();
+          committed.add("" + i);
+        }
+      }
+      zombie.beginTransaction();
+      zombie.send(new ProducerRecord<>(name, 0, null, bytes("zombie"))).get();
+      try (KafkaProducer<byte[], byte[]> alive = transactional()) {
+        alive.initTransactions();
+        alive.beginTransaction();
+        for (int partition = 0; partition < 2; partition++) {
+          alive.send(new ProducerRecord<>(name, partition, null, bytes("alive")));
+        }
+        try {
+          zombie.commitTransaction();
+          throw new AssertionError("a zombie has committed");
+        } catch (ProducerFencedException fenced) {
+          // As it should be.
+        }
+        alive.commitTransaction();
+        committed.add("alive");
+      }
+    }
+    for (int partition = 0; partition < 2; partition++) {
+      expectEqual(committedValues(partition, committed.size()), committed, "committed records");
+    }
+  }
+
+  /** Reads, writes and commits its offsets in one transaction, and is interrupted now and then. */
+  private void pipeline() throws Exception {
+    String output = name + "-out";
+    int count = 100;
+    List<String> expected = new ArrayList<>();
+    try (Admin admin = admin()) {
+      admin
+          .createTopics(
+              List.of(new NewTopic(name, 1, (short) 1), new NewTopic(output, 1, (short) 1)))
+          .all()
+          .get();
+    }
+    try (KafkaProducer<byte[], byte[]> producer = producer(Map.of())) {
+      for (int i = 0; i < count; i++) {
+        producer.send(new ProducerRecord<>(name, 0, null, bytes("" + i)));
+        expected.add("done-" + i);
+      }
+    }
+    TopicPartition input = new TopicPartition(name, 0);
+    Map<String, Object> settings =
+        Map.of("group.id", name, "max.poll.records", 7, "isolation.level", "read_committed");
+    try (KafkaProducer<byte[], byte[]> producer = transactional();
+        KafkaConsumer<byte[], byte[]> consumer = consumer(settings)) {
+      producer.initTransactions();
+      consumer.subscribe(List.of(name));
+      long end = System.currentTimeMillis() + DEADLINE_MS;
+      long done = 0;
+      for (int round = 0; done < count; round++) {
+        expect(System.currentTimeMillis() < end, "the pipeline is through, not at " + done);
+        var records = consumer.poll(POLL);
+        if (records.isEmpty()) {
+          continue;
+        }
+        producer.beginTransaction();
+        long next = done;
+        for (ConsumerRecord<byte[], byte[]> record : records) {
+          String value = "done-" + new String(record.value(), StandardCharsets.UTF_8);
+          producer.send(new ProducerRecord<>(output, 0, null, bytes(value)));
+          next = record.offset() + 1;
+        }
+        producer.sendOffsetsToTransaction(
+            Map.of(input, new OffsetAndMetadata(next)), consumer.groupMetadata());
+        if (round % 3 == 1) {
+          producer.abortTransaction();
+          OffsetAndMetadata kept = consumer.committed(Set.of(input)).get(input);
+          expectEqual(kept == null ? 0 : kept.offset(), done, "the offset before the abort");
+          consumer.seek(input, done);
+        } else {
+          producer.commitTransaction();
+          done = next;
+        }
+      }
+    }
+    expectEqual(committedValues(output, 0, count), expected, "each input counts once");
+  }
+
+  private List<String> committedValues(int partition, int count) {
+    return committedValues(name, partition, count);
+  }
+
+  private List<String> committedValues(String topic, int partition, int count) {
+    TopicPartition from = new TopicPartition(topic, partition);
+    List<String> values = new ArrayList<>();
+    try (KafkaConsumer<byte[], byte[]> consumer =
+        consumer(Map.of("isolation.level", "read_committed"))) {
+      consumer.assign(List.of(from));
+      consumer.seekToBeginning(List.of(from));
+      for (ConsumerRecord<byte[], byte[]> record : read(consumer, count).get(from)) {
+        values.add(new String(record.value(), StandardCharsets.UTF_8));
+      }
+      expect(consumer.poll(POLL).isEmpty(), "nothing else is committed");
+    }
+    return values;
+  }
+
+  private KafkaProducer<byte[], byte[]> transactional() {
+    return producer(Map.of("transactional.id", name + "-id", "max.block.ms", 20_000));
   }
 
   @SafeVarargs

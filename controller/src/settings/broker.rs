@@ -409,6 +409,42 @@ server_settings! {
         group_consumer_migration_policy: GroupMigrationPolicy =
             "group.consumer.migration.policy", Some("bidirectional"), Any, AtStart;
     }
+    "Transactions" {
+        /// How many partitions the topic of transactions is created with. Can't be changed
+        /// once it exists.
+        transaction_state_log_num_partitions: i32 =
+            "transaction.state.log.num.partitions", Some("50"), AtLeast(1), AtStart;
+        /// How many replicas the topic of transactions is created with. Transactions have to
+        /// wait until that many brokers are there. A broker that is a cluster by itself takes
+        /// one.
+        transaction_state_log_replication_factor: i16 =
+            "transaction.state.log.replication.factor", Some("3"), AtLeast(1), AtStart;
+        /// The min.insync.replicas that the topic of transactions is created with.
+        transaction_state_log_min_isr: i32 =
+            "transaction.state.log.min.isr", Some("2"), AtLeast(1), AtStart;
+        /// The largest size of a segment of the topic of transactions.
+        transaction_state_log_segment_bytes: i32 =
+            "transaction.state.log.segment.bytes", Some("104857600"), AtLeast(1_048_576), AtStart;
+        /// The longest transaction.timeout.ms that a producer may ask for.
+        transaction_max_timeout_ms: i32 =
+            "transaction.max.timeout.ms", Some("900000"), AtLeast(1), AtStart;
+        /// How often transactions are looked at for having been open longer than that.
+        transaction_abort_timed_out_transaction_cleanup_interval_ms: i32 =
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms",
+            Some("10000"), AtLeast(1), AtStart;
+        /// How long a transactional id is remembered that begins and ends no transaction.
+        transactional_id_expiration_ms: i32 =
+            "transactional.id.expiration.ms", Some("604800000"), AtLeast(1), AtStart;
+        /// How often transactional ids are looked at for that.
+        transaction_remove_expired_transaction_cleanup_interval_ms: i32 =
+            "transaction.remove.expired.transaction.cleanup.interval.ms",
+            Some("3600000"), AtLeast(1), AtStart;
+        /// Whether a transaction's coordinator is asked before its first records are written to
+        /// a partition, for producers that speak transaction.version 1 or less. For others it
+        /// always is.
+        transaction_partition_verification_enable: bool =
+            "transaction.partition.verification.enable", Some("true"), Any, Running;
+    }
     "Idempotent producers" {
         /// How long a producer that writes nothing is remembered for telling duplicates.
         producer_id_expiration_ms: i32 =

@@ -115,8 +115,11 @@ pub(super) const NOT_HERE: &[(&str, &str)] = &[
     ),
     ("message.timestamp.difference.max.ms", TIMESTAMP_DIFFERENCE),
     ("compression.lz4.level", "LZ4 has one level here; remove it"),
-    ("transaction.", NO_TRANSACTIONS),
-    ("transactional.id.expiration.ms", NO_TRANSACTIONS),
+    ("transaction.state.log.load.buffer.size", REMOVE),
+    (
+        "transaction.two.phase.commit.enable",
+        "transactions are coordinated here; remove it",
+    ),
     ("offsets.topic.compression.codec", REMOVE),
     ("offsets.load.buffer.size", REMOVE),
     ("offsets.commit.", REMOVE),
@@ -146,7 +149,6 @@ const NO_TIERS: &str = "there is no tiered storage; remove it";
 const ONE_FORMAT: &str = "there is one record format (magic 2); remove it";
 const TIMESTAMP_DIFFERENCE: &str =
     "Kafka 4 dropped it; use the settings timestamp.before.max.ms and timestamp.after.max.ms";
-const NO_TRANSACTIONS: &str = "there are no transactions yet; remove it";
 const NO_SHARE_GROUPS: &str = "there are no such groups; remove it";
 const NO_PLUGINS: &str = "there are no Java plug-ins; remove it";
 

@@ -1,0 +1,193 @@
+//! Asks the coordinator of a transaction, here or elsewhere, whether partitions are in it,
+//! or has it add them (KIP-890). A partition asks so before the first batch of a
+//! transaction is appended (I13).
+
+use super::{Begun, coordinator_of};
+use crate::node::Node;
+use std::{sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep};
+use yuxi_coordinator::transactions::{
+    Partitions, Producer, TransactionRequest, TransactionResponse,
+};
+use yuxi_protocol::{
+    codec::StrBytes,
+    error_code::ErrorCode,
+    ids::{BrokerId, ProducerEpoch, ProducerId},
+    message,
+    messages::{
+        AddPartitionsToTxnRequest, AddPartitionsToTxnResponse,
+        add_partitions_to_txn_request::{AddPartitionsToTxnTopic, AddPartitionsToTxnTransaction},
+    },
+};
+
+/// How long a transaction that is still being ended is waited for before the producer is
+/// told to come again (Kafka's `add.partitions.to.txn.retry.backoff.max.ms` is of this
+/// order).
+const PATIENCE: Duration = Duration::from_millis(500);
+
+const FIRST_REST: Duration = Duration::from_millis(1);
+const LONGEST_REST: Duration = Duration::from_millis(20);
+
+/// What brokers ask each other, and no client: several transactions at once.
+const VERSION: i16 = 5;
+
+/// Of whose transaction, and which partitions.
+#[derive(Clone, Debug)]
+pub(crate) struct Admission {
+    pub(crate) transactional_id: StrBytes,
+    pub(crate) producer_id: ProducerId,
+    pub(crate) producer_epoch: ProducerEpoch,
+    pub(crate) partitions: Vec<(StrBytes, i32)>,
+    /// Whether they shall be added; else they are only looked for.
+    pub(crate) add: bool,
+}
+
+impl super::Transactions {
+    /// What the coordinator says of each of the partitions, in their order. Errors are the
+    /// coordinator's own, or say that it could not be asked. It may be asked several times;
+    /// `before_each` takes the partitions' guards anew, since what the coordinator says is
+    /// worth nothing to a guard from before.
+    pub(crate) async fn admit(
+        &self,
+        node: &Arc<Node>,
+        asked: &Admission,
+        mut before_each: impl FnMut() + Send,
+    ) -> Vec<ErrorCode> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut rest = FIRST_REST;
+        loop {
+            before_each();
+            let answers = self.ask_coordinator(node, asked).await;
+            // The end of the last transaction is told to its producer before all is marked,
+            // so the next may well begin too early.
+            let too_early = answers.contains(&ErrorCode::ConcurrentTransactions);
+            if !too_early || Instant::now() + rest > deadline {
+                return answers;
+            }
+            sleep(rest).await;
+            rest = (rest * 2).min(LONGEST_REST);
+        }
+    }
+
+    async fn ask_coordinator(&self, node: &Arc<Node>, asked: &Admission) -> Vec<ErrorCode> {
+        let all = |error| vec![error; asked.partitions.len()];
+        let coordinator = coordinator_of(&node.image(), &asked.transactional_id);
+        let Some((_, leader)) = coordinator.filter(|(_, leader)| *leader != BrokerId::NONE) else {
+            return all(ErrorCode::CoordinatorNotAvailable);
+        };
+        if leader == node.broker_id {
+            let begun = self.begin(node, asked.request(), None);
+            return asked.answers(begun).await;
+        }
+        let answer = self
+            .peers
+            .ask(node, leader, VERSION, |_| asked.wire_request())
+            .await;
+        match answer {
+            Ok(answer) => asked.read(&answer),
+            Err(error) => {
+                tracing::debug!(%leader, %error, "a transaction's coordinator was not reached");
+                all(ErrorCode::CoordinatorNotAvailable)
+            }
+        }
+    }
+}
+
+impl Admission {
+    fn request(&self) -> TransactionRequest {
+        let producer = Producer {
+            id: self.producer_id,
+            epoch: self.producer_epoch,
+        };
+        let transactional_id = self.transactional_id.clone();
+        let partitions: Partitions = self
+            .partitions
+            .iter()
+            .map(|(topic, partition)| (topic, *partition))
+            .collect();
+        if self.add {
+            TransactionRequest::Add {
+                transactional_id,
+                producer,
+                partitions,
+            }
+        } else {
+            TransactionRequest::Verify {
+                transactional_id,
+                producer,
+                partitions,
+            }
+        }
+    }
+
+    async fn answers(&self, begun: Begun) -> Vec<ErrorCode> {
+        let all = |error| vec![error; self.partitions.len()];
+        match begun.answer().await {
+            Ok(TransactionResponse::Add(answer)) => all(answer.err().unwrap_or(ErrorCode::None)),
+            Ok(TransactionResponse::Verify(Ok(missing))) => self
+                .partitions
+                .iter()
+                .map(|(topic, partition)| {
+                    if missing.contains(topic, *partition) {
+                        ErrorCode::TransactionAbortable
+                    } else {
+                        ErrorCode::None
+                    }
+                })
+                .collect(),
+            Ok(TransactionResponse::Verify(Err(error))) => all(error),
+            other => unreachable!("partitions were asked about, not {other:?}"),
+        }
+    }
+
+    fn wire_request(&self) -> AddPartitionsToTxnRequest {
+        let mut topics: Vec<AddPartitionsToTxnTopic> = Vec::new();
+        for (topic, partition) in &self.partitions {
+            match topics.iter_mut().find(|known| known.name == *topic) {
+                Some(known) => known.partitions.push(*partition),
+                None => topics.push(message!(AddPartitionsToTxnTopic {
+                    name: topic.clone(),
+                    partitions: vec![*partition],
+                })),
+            }
+        }
+        message!(AddPartitionsToTxnRequest {
+            transactions: vec![message!(AddPartitionsToTxnTransaction {
+                transactional_id: self.transactional_id.clone(),
+                producer_id: self.producer_id.value(),
+                producer_epoch: self.producer_epoch.value(),
+                verify_only: !self.add,
+                topics,
+            })],
+        })
+    }
+
+    fn read(&self, answer: &AddPartitionsToTxnResponse) -> Vec<ErrorCode> {
+        let code = |code| ErrorCode::from_code(code).unwrap_or(ErrorCode::UnknownServerError);
+        if answer.error_code != ErrorCode::None.code() {
+            return vec![code(answer.error_code); self.partitions.len()];
+        }
+        let found = |topic: &StrBytes, partition: i32| {
+            let results = answer
+                .results_by_transaction
+                .iter()
+                .find(|result| result.transactional_id == self.transactional_id)?;
+            let results = results
+                .topic_results
+                .iter()
+                .find(|one| one.name == *topic)?;
+            let result = results
+                .results_by_partition
+                .iter()
+                .find(|one| one.partition_index == partition)?;
+            Some(code(result.partition_error_code))
+        };
+        self.partitions
+            .iter()
+            .map(|(topic, partition)| {
+                // What is not told of is not known to be in the transaction.
+                found(topic, *partition).unwrap_or(ErrorCode::UnknownServerError)
+            })
+            .collect()
+    }
+}
