@@ -1,10 +1,11 @@
 //! What was sent, what was acknowledged and what was read, and whether these agree.
 //!
 //! Each partition has a sequence of its own, from 0 on; a record carries its run,
-//! partition and sequence number in its value. Plain state without time or I/O: the
-//! command writes down what it sees, and [`Ledger::verdict`] is the judgement.
+//! partition and sequence number in its value. Records may belong to transactions, which
+//! are to be seen whole or not at all. Plain state without time or I/O: the command writes
+//! down what it sees, and [`Ledger::verdict`] is the judgement.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What became of one record that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,10 +16,37 @@ enum Fate {
     Acknowledged(Option<i64>),
 }
 
+/// One record that was sent.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    fate: Fate,
+    /// Whose it is: the order of one producer's records is kept.
+    producer: u32,
+    transaction: Option<TransactionNumber>,
+}
+
+/// One transaction of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TransactionNumber(usize);
+
+impl TransactionNumber {
+    pub(super) fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// How a transaction ended, for all that its producer knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Committed,
+    Aborted,
+    Unknown,
+}
+
 /// One partition's part.
 #[derive(Debug, Default)]
 struct Partition {
-    sent: Vec<Fate>,
+    sent: Vec<Sent>,
     /// What a consumer was given while the run went on: offset and sequence.
     seen_live: Vec<(i64, u64)>,
     /// What stood in the log at the end: offset and sequence, in the log's order.
@@ -29,9 +57,11 @@ struct Partition {
 #[derive(Debug)]
 pub(super) struct Ledger {
     partitions: Vec<Partition>,
+    transactions: Vec<Outcome>,
 }
 
-/// How a run ended. Everything but `acknowledged`, `unknown` and `read` should be zero.
+/// How a run ended. Everything but `acknowledged`, `unknown`, `read`, `committed`, `aborted`
+/// and `in_doubt` should be zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
     /// Records that a broker acknowledged.
@@ -50,12 +80,23 @@ pub(super) struct Verdict {
     pub(super) misplaced: u64,
     /// Records that a consumer was given and that are no longer where they were.
     pub(super) vanished: u64,
+    /// Transactions that were committed.
+    pub(super) committed: u64,
+    /// Transactions that were aborted.
+    pub(super) aborted: u64,
+    /// Transactions of which the producer never learnt the end.
+    pub(super) in_doubt: u64,
+    /// Transactions of which some records are there and some are not.
+    pub(super) torn: u64,
+    /// Records of aborted transactions that a consumer was given, during the run or at its end.
+    pub(super) aborted_reads: u64,
 }
 
 impl Ledger {
     pub(super) fn new(partitions: usize) -> Self {
         Self {
             partitions: (0..partitions).map(|_| Partition::default()).collect(),
+            transactions: Vec::new(),
         }
     }
 
@@ -65,13 +106,46 @@ impl Ledger {
 
     /// The next record of a partition goes out; its sequence number.
     pub(super) fn send(&mut self, partition: usize) -> u64 {
+        self.add(partition, 0, None)
+    }
+
+    /// The same, as a part of a transaction of one of several producers.
+    pub(super) fn send_in(
+        &mut self,
+        transaction: TransactionNumber,
+        producer: u32,
+        partition: usize,
+    ) -> u64 {
+        self.add(partition, producer, Some(transaction))
+    }
+
+    fn add(
+        &mut self,
+        partition: usize,
+        producer: u32,
+        transaction: Option<TransactionNumber>,
+    ) -> u64 {
         let sent = &mut self.partitions[partition].sent;
-        sent.push(Fate::Open);
+        sent.push(Sent {
+            fate: Fate::Open,
+            producer,
+            transaction,
+        });
         sent.len() as u64 - 1
     }
 
     pub(super) fn acknowledge(&mut self, partition: usize, sequence: u64, offset: Option<i64>) {
-        self.partitions[partition].sent[sequence as usize] = Fate::Acknowledged(offset);
+        self.partitions[partition].sent[sequence as usize].fate = Fate::Acknowledged(offset);
+    }
+
+    /// A transaction begins. Until it is told otherwise, nobody knows how it ends.
+    pub(super) fn begin(&mut self) -> TransactionNumber {
+        self.transactions.push(Outcome::Unknown);
+        TransactionNumber(self.transactions.len() - 1)
+    }
+
+    pub(super) fn end(&mut self, transaction: TransactionNumber, outcome: Outcome) {
+        self.transactions[transaction.0] = outcome;
     }
 
     /// A consumer was given a record while the run went on. False if no such record was sent.
@@ -103,32 +177,68 @@ impl Ledger {
     pub(super) fn verdict(&self) -> Verdict {
         let mut verdict = Verdict::default();
         for partition in &self.partitions {
-            partition.judge(&mut verdict);
+            partition.judge(&self.transactions, &mut verdict);
         }
+        for outcome in &self.transactions {
+            match outcome {
+                Outcome::Committed => verdict.committed += 1,
+                Outcome::Aborted => verdict.aborted += 1,
+                Outcome::Unknown => verdict.in_doubt += 1,
+            }
+        }
+        verdict.torn = self.torn();
         verdict
+    }
+
+    fn torn(&self) -> u64 {
+        // Of each transaction: how many records were sent, and how many are there.
+        let mut counts = vec![(0_u64, 0_u64); self.transactions.len()];
+        for partition in &self.partitions {
+            let there: HashSet<u64> = partition.read.iter().map(|(_, number)| *number).collect();
+            for (sequence, sent) in (0..).zip(&partition.sent) {
+                if let Some(transaction) = sent.transaction {
+                    let (all, seen) = &mut counts[transaction.0];
+                    *all += 1;
+                    *seen += u64::from(there.contains(&sequence));
+                }
+            }
+        }
+        let torn = counts.iter().filter(|(all, seen)| *seen > 0 && seen < all);
+        torn.count() as u64
     }
 }
 
 impl Partition {
-    fn judge(&self, verdict: &mut Verdict) {
+    fn judge(&self, transactions: &[Outcome], verdict: &mut Verdict) {
         let at: HashMap<i64, u64> = self.read.iter().copied().collect();
         let mut copies = vec![0_u32; self.sent.len()];
-        let mut newest = None;
+        let mut newest: HashMap<u32, u64> = HashMap::new();
         for &(_, sequence) in &self.read {
             let copies = &mut copies[sequence as usize];
             *copies += 1;
             if *copies > 1 {
                 verdict.duplicated += 1;
-            } else if newest.is_some_and(|newest| sequence < newest) {
-                verdict.out_of_order += 1;
-            } else {
-                newest = Some(sequence);
+                continue;
             }
+            let producer = self.sent[sequence as usize].producer;
+            let newest = newest.entry(producer).or_insert(sequence);
+            verdict.out_of_order += u64::from(sequence < *newest);
+            *newest = sequence.max(*newest);
         }
+        let seen = self.seen_live.iter().chain(&self.read);
+        let numbers: HashSet<u64> = seen.map(|(_, sequence)| *sequence).collect();
+        let is_aborted = |sequence: &&u64| {
+            let transaction = self.sent[**sequence as usize].transaction;
+            transaction.is_some_and(|number| transactions[number.0] == Outcome::Aborted)
+        };
+        verdict.aborted_reads += numbers.iter().filter(is_aborted).count() as u64;
         verdict.read += self.read.len() as u64;
-        for (sequence, fate) in (0..).zip(&self.sent) {
-            match fate {
-                Fate::Open => verdict.unknown += 1,
+        for (sequence, sent) in (0..).zip(&self.sent) {
+            match sent.fate {
+                Fate::Open => {
+                    let transaction = sent.transaction.map(|number| transactions[number.0]);
+                    verdict.unknown += u64::from(transaction != Some(Outcome::Aborted));
+                }
                 Fate::Acknowledged(offset) => {
                     verdict.acknowledged += 1;
                     if copies[sequence as usize] == 0 {
@@ -151,7 +261,8 @@ impl Verdict {
     /// Whether the run is what was promised: nothing acknowledged is missing, and, where
     /// the producer is idempotent, nothing is there twice or out of order.
     pub(super) fn is_good(&self, idempotent: bool) -> bool {
-        let kept = self.lost == 0 && self.misplaced == 0 && self.vanished == 0;
+        let whole = self.torn == 0 && self.aborted_reads == 0;
+        let kept = self.lost == 0 && self.misplaced == 0 && self.vanished == 0 && whole;
         kept && (!idempotent || (self.duplicated == 0 && self.out_of_order == 0))
     }
 }
@@ -226,6 +337,71 @@ mod tests {
         assert_eq!(ledger.verdict().vanished, 1);
         assert!(ledger.read(0, 0, 0));
         assert_eq!(ledger.verdict().vanished, 0);
+    }
+
+    /// A transaction over two partitions of which `read` was found, by partition.
+    fn transaction(outcome: Outcome, read: [bool; 2]) -> Verdict {
+        let mut ledger = Ledger::new(2);
+        let number = ledger.begin();
+        for (partition, read) in read.into_iter().enumerate() {
+            let sequence = ledger.send_in(number, 0, partition);
+            if outcome == Outcome::Committed {
+                ledger.acknowledge(partition, sequence, Some(0));
+            }
+            if read {
+                assert!(ledger.read(partition, 0, sequence));
+            }
+        }
+        ledger.end(number, outcome);
+        ledger.verdict()
+    }
+
+    #[test]
+    fn a_transaction_is_there_whole_or_not_at_all() {
+        for (outcome, read, good, torn) in [
+            (Outcome::Committed, [true, true], true, 0),
+            (Outcome::Committed, [true, false], false, 1),
+            (Outcome::Committed, [false, false], false, 0),
+            (Outcome::Aborted, [false, false], true, 0),
+            (Outcome::Aborted, [true, true], false, 0),
+            (Outcome::Unknown, [true, true], true, 0),
+            (Outcome::Unknown, [false, false], true, 0),
+            (Outcome::Unknown, [false, true], false, 1),
+        ] {
+            let verdict = transaction(outcome, read);
+            assert_eq!(verdict.is_good(true), good, "{outcome:?} {read:?}");
+            assert_eq!(verdict.torn, torn, "{outcome:?} {read:?}");
+        }
+    }
+
+    #[test]
+    fn an_aborted_record_that_was_seen_only_during_the_run_is_an_aborted_read() {
+        let mut ledger = Ledger::new(1);
+        let number = ledger.begin();
+        let sequence = ledger.send_in(number, 0, 0);
+        assert!(ledger.see(0, 0, sequence));
+        ledger.end(number, Outcome::Aborted);
+        assert_eq!(ledger.verdict().aborted_reads, 1);
+    }
+
+    #[test]
+    fn the_order_is_kept_for_each_producer_and_not_between_them() {
+        let mut ledger = Ledger::new(1);
+        let numbers = [ledger.begin(), ledger.begin()];
+        for (producer, number) in (0..).zip(numbers) {
+            ledger.send_in(number, producer, 0);
+            ledger.send_in(number, producer, 0);
+        }
+        for (offset, sequence) in [(0, 2), (1, 0), (2, 3), (3, 1)] {
+            assert!(ledger.read(0, offset, sequence));
+        }
+        assert_eq!(ledger.verdict().out_of_order, 0);
+        let mut ledger = Ledger::new(1);
+        let number = ledger.begin();
+        ledger.send_in(number, 0, 0);
+        ledger.send_in(number, 0, 0);
+        assert!(ledger.read(0, 0, 1) && ledger.read(0, 1, 0));
+        assert_eq!(ledger.verdict().out_of_order, 1);
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //!
 //! It sends numbered records to every partition and reads them at the same time. When it
 //! is told to end (`--seconds`, or a signal) it reads the topic once more from
-//! the start, and says what was lost, what is there twice and what is out of order. What
-//! brokers go through meanwhile is for others to arrange.
+//! the start, and says what was lost, what is there twice and what is out of order; with
+//! transactions, also what is there of aborted ones, and which are there in part. What brokers
+//! go through meanwhile is for others to arrange.
 
 mod journal;
 mod ledger;
+mod transactions;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -51,6 +53,15 @@ pub(crate) struct Args {
     /// Bytes of a record's value.
     #[arg(long, default_value_t = 100)]
     size: usize,
+    /// Send in transactions of so many records, over all partitions in turn.
+    #[arg(long, value_name = "RECORDS", value_parser = clap::value_parser!(u32).range(1..))]
+    transactions: Option<u32>,
+    /// How many transactional producers send at the same time.
+    #[arg(long, default_value_t = 1, requires = "transactions", value_parser = clap::value_parser!(u32).range(1..))]
+    producers: u32,
+    /// Of a hundred transactions, abort so many on purpose.
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=100))]
+    abort_percent: u32,
     /// Let the reading consumer join this group.
     #[arg(short, long)]
     group: Option<String>,
@@ -66,7 +77,8 @@ const TICK: Duration = Duration::from_millis(5);
 const OUTSTANDING: usize = 100_000;
 const POLL: Duration = Duration::from_millis(100);
 /// How long the check at the end waits for a partition to give its next record.
-const STALLED: Duration = Duration::from_mins(1);
+/// A transaction that was left open ends by its time-out before that.
+const STALLED: Duration = Duration::from_secs(90);
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// What the tasks of a run share.
@@ -96,7 +108,10 @@ pub(crate) async fn run(config: ClientConfig, args: Args, format: OutputFormat) 
         args.group.clone(),
         stopping,
     ));
-    let longest_gap = send(&run, &cluster, &args).await?;
+    let longest_gap = match args.transactions {
+        Some(records) => transactions::send(&run, &cluster, &args, records).await?,
+        None => send(&run, &cluster, &args).await?,
+    };
     stop.send_replace(true);
     reader.await.map_err(|error| {
         Failure::Unsuccessful(format!(
@@ -379,6 +394,11 @@ fn report(verdict: &Verdict, longest_gap: Duration) -> Value {
         "out_of_order": verdict.out_of_order,
         "misplaced": verdict.misplaced,
         "vanished": verdict.vanished,
+        "committed": verdict.committed,
+        "aborted": verdict.aborted,
+        "in_doubt": verdict.in_doubt,
+        "torn": verdict.torn,
+        "aborted_reads": verdict.aborted_reads,
         "longest_gap_ms": longest_gap.as_secs_f64() * 1000.0,
     })
 }
@@ -393,11 +413,24 @@ fn sentence(verdict: &Verdict, longest_gap: Duration) -> String {
         out_of_order,
         misplaced,
         vanished,
+        committed,
+        aborted,
+        in_doubt,
+        torn,
+        aborted_reads,
     } = verdict;
+    let transactions = if committed + aborted + in_doubt == 0 {
+        String::new()
+    } else {
+        format!(
+            "\ntransactions: committed {committed}, aborted {aborted}, in doubt {in_doubt}, \
+             torn {torn}, aborted records read {aborted_reads}"
+        )
+    };
     format!(
         "acknowledged {acknowledged}, lost {lost}, duplicated {duplicated}, out of order {out_of_order}\n\
          read {read}, of unknown fate {unknown}, misplaced {misplaced}, vanished {vanished}; \
-         longest time without an acknowledgement {:.0} ms",
+         longest time without an acknowledgement {:.0} ms{transactions}",
         longest_gap.as_secs_f64() * 1000.0
     )
 }
