@@ -162,7 +162,7 @@ impl Node {
             let roles = node.replicas.apply(&before, &new, &settings);
             node.replication.follow(&node, roles);
             node.groups.follow(&node, &before, &new);
-            node.transactions.follow(&node, &before, &new);
+            node.transactions.follow(&node, &new);
             new
         });
         match applied.await {

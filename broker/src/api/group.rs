@@ -4,6 +4,7 @@
 //! for any of them.
 
 use super::{Context, authorized_operations};
+use crate::partition::VerificationGuard;
 use yuxi_coordinator::groups::{GroupRequest, GroupResponse, RequestContext};
 use yuxi_protocol::{codec::StrBytes, messages};
 
@@ -19,13 +20,23 @@ macro_rules! ask {
 pub(super) use ask;
 
 pub(super) async fn request(context: &Context, request: GroupRequest) -> GroupResponse {
+    verified_request(context, request, None).await
+}
+
+/// Asks for something that is part of a transaction, with the guard with which that one's
+/// coordinator was asked.
+pub(super) async fn verified_request(
+    context: &Context,
+    request: GroupRequest,
+    guard: Option<VerificationGuard>,
+) -> GroupResponse {
     let asker = RequestContext {
         api_version: context.version,
         client_id: context.client_id.clone().unwrap_or_default(),
         client_host: StrBytes::from(format!("/{}", context.peer.ip())),
     };
     let node = &context.node;
-    node.groups.handle(node, request, &asker).await
+    node.groups.handle(node, request, &asker, guard).await
 }
 
 macro_rules! as_asked {

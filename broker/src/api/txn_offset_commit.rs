@@ -1,11 +1,17 @@
 //! TxnOffsetCommit (key 28): remembers how far a group has come, as part of a transaction
-//! (KIP-98, KIP-447).
+//! (KIP-98, KIP-447), whose coordinator is asked first (I13, KIP-890).
 
 use super::{Context, group};
-use yuxi_coordinator::groups::{GroupRequest, GroupResponse};
+use crate::{
+    internal_topics::CONSUMER_OFFSETS, node::Lookup, partition::VerificationGuard,
+    transactions::admission::Admission,
+};
+use std::sync::{Mutex, PoisonError};
+use yuxi_coordinator::groups::{GroupRequest, GroupResponse, partition_for};
 use yuxi_protocol::{
+    codec::StrBytes,
     error_code::ErrorCode,
-    ids::PartitionId,
+    ids::{PartitionId, ProducerEpoch, ProducerId},
     message,
     messages::{
         TxnOffsetCommitRequest, TxnOffsetCommitResponse,
@@ -13,7 +19,14 @@ use yuxi_protocol::{
             TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
         },
     },
+    record::batch::NO_SEQUENCE,
 };
+
+/// The producer speaks transaction.version 2 from this version on.
+const ADDS_FROM: i16 = 5;
+
+/// Clients know TRANSACTION_ABORTABLE from this version on.
+const ABORTABLE_FROM: i16 = 4;
 
 pub(super) async fn handle(
     context: Context,
@@ -23,7 +36,7 @@ pub(super) async fn handle(
     let mut response = if request.topics.is_empty() && !refused.is_empty() {
         TxnOffsetCommitResponse::default()
     } else {
-        group::ask!(context, TxnOffsetCommit, request)
+        commit(&context, request).await
     };
     for topic in refused {
         match response
@@ -36,6 +49,83 @@ pub(super) async fn handle(
         }
     }
     response
+}
+
+async fn commit(context: &Context, request: TxnOffsetCommitRequest) -> TxnOffsetCommitResponse {
+    let asked = admit(context, &request).await;
+    let request = GroupRequest::TxnOffsetCommit(request);
+    let answer = match asked {
+        Ok(guard) => group::verified_request(context, request, guard).await,
+        Err(error) => request.refused(context.version, error),
+    };
+    match answer {
+        GroupResponse::TxnOffsetCommit(response) => response,
+        other => unreachable!("the coordinator answered with {other:?}"),
+    }
+}
+
+/// Asks the coordinator of the transaction whether it knows that offsets of this group are
+/// in it, or tells it so. `None`: there is nothing to ask, or this is not the place.
+async fn admit(
+    context: &Context,
+    request: &TxnOffsetCommitRequest,
+) -> Result<Option<VerificationGuard>, ErrorCode> {
+    let node = &context.node;
+    let image = node.image();
+    let Some(topic) = image.topic(CONSUMER_OFFSETS) else {
+        return Ok(None);
+    };
+    let count = i32::try_from(topic.partition_count()).unwrap_or(i32::MAX);
+    let number = partition_for(&request.group_id, count);
+    let Lookup::Here(partition) = node.replicas.find(CONSUMER_OFFSETS, number) else {
+        return Ok(None);
+    };
+    let producer_id = ProducerId::new(request.producer_id);
+    let producer_epoch = ProducerEpoch::new(request.producer_epoch);
+    let guard = || partition.needs_verification(producer_id, producer_epoch, NO_SEQUENCE);
+    let first = guard();
+    let add = context.version >= ADDS_FROM;
+    let is_asked = add
+        || node
+            .live_settings()
+            .transaction_partition_verification_enable;
+    if first.is_none() || !is_asked {
+        return Ok(first);
+    }
+    let asked = Admission {
+        transactional_id: request.transactional_id.clone(),
+        producer_id,
+        producer_epoch,
+        partitions: vec![(StrBytes::from(CONSUMER_OFFSETS), number)],
+        add,
+    };
+    let latest = Mutex::new(first);
+    let errors = node
+        .transactions
+        .admit(node, &asked, || {
+            *latest.lock().unwrap_or_else(PoisonError::into_inner) = guard();
+        })
+        .await;
+    match errors.first().copied() {
+        Some(ErrorCode::None) => Ok(latest.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        Some(error) => Err(told(error, context.version >= ABORTABLE_FROM)),
+        None => Err(ErrorCode::UnknownServerError),
+    }
+}
+
+/// The code that a producer gets. Whatever may go well next time is one that every
+/// producer tries again on.
+fn told(error: ErrorCode, knows_abortable: bool) -> ErrorCode {
+    match error {
+        ErrorCode::ConcurrentTransactions
+        | ErrorCode::CoordinatorLoadInProgress
+        | ErrorCode::CoordinatorNotAvailable
+        | ErrorCode::NotCoordinator
+        | ErrorCode::OperationNotAttempted => ErrorCode::CoordinatorLoadInProgress,
+        ErrorCode::ProducerFenced => ErrorCode::InvalidProducerEpoch,
+        ErrorCode::TransactionAbortable if !knows_abortable => ErrorCode::InvalidTxnState,
+        other => other,
+    }
 }
 
 /// Takes the partitions that do not exist out of the request; the answers for them.

@@ -14,7 +14,8 @@ use crate::{
     internal_topics::CONSUMER_OFFSETS,
     node::{Lookup, Node},
     partition::{
-        Ack, Appended, Partition, PartitionError, RequiredAcks, TxnMarker, admission::Admitted,
+        Ack, Appended, Partition, PartitionError, RequiredAcks, TxnMarker, VerificationGuard,
+        admission::Admitted,
     },
     time,
 };
@@ -71,6 +72,15 @@ struct State {
     waiting: HashMap<Ticket, oneshot::Sender<GroupResponse>>,
     /// The end of the last append: what every answer rests on.
     written_end: Offset,
+    /// What the request under way was verified with.
+    guard: Option<VerificationGuard>,
+}
+
+/// A request and how it comes.
+struct Asked<'a> {
+    request: GroupRequest,
+    context: &'a RequestContext,
+    guard: Option<VerificationGuard>,
 }
 
 enum Phase {
@@ -91,12 +101,15 @@ impl Groups {
         }
     }
 
-    /// Answers `request`, in parts by the shards it concerns.
+    /// Answers `request`, in parts by the shards it concerns. If it is part of a transaction
+    /// it comes with the guard with which that one's coordinator was asked: what it has
+    /// written is refused if a marker came in between.
     pub(crate) async fn handle(
         &self,
         node: &Arc<Node>,
         request: GroupRequest,
         context: &RequestContext,
+        guard: Option<VerificationGuard>,
     ) -> GroupResponse {
         let image = node.image();
         let Some(topic) = image.topic(CONSUMER_OFFSETS) else {
@@ -106,7 +119,14 @@ impl Groups {
         let started: Vec<_> = request
             .split(partitions)
             .into_iter()
-            .map(|(partition, part)| self.start(node, &image, partition, part, context))
+            .map(|(partition, part)| {
+                let asked = Asked {
+                    request: part,
+                    context,
+                    guard,
+                };
+                self.start(node, &image, partition, asked)
+            })
             .collect();
         let mut merged: Option<GroupResponse> = None;
         for part in started {
@@ -127,9 +147,13 @@ impl Groups {
         node: &Arc<Node>,
         image: &ClusterImage,
         partition: i32,
-        request: GroupRequest,
-        context: &RequestContext,
+        asked: Asked<'_>,
     ) -> Part {
+        let Asked {
+            request,
+            context,
+            guard,
+        } = asked;
         let version = context.api_version;
         let Some(shard) = self.shard(partition) else {
             // Listing tells what is here, and another broker tells the rest.
@@ -157,7 +181,9 @@ impl Groups {
         let (sender, receiver) = oneshot::channel();
         state.waiting.insert(ticket, sender);
         let effects = group.handle(context, request, ticket, &View(image), now_ms);
+        state.guard = guard;
         shard.carry_out(node, state, effects, now_ms);
+        state.guard = None;
         if let Phase::Serving(group) = &state.phase {
             self.wake_timer_before(group.next_deadline());
         }
@@ -402,6 +428,7 @@ impl Shard {
                 phase: Phase::Loading,
                 waiting: HashMap::new(),
                 written_end: Offset::ZERO,
+                guard: None,
             }),
         })
     }
@@ -433,7 +460,7 @@ impl Shard {
                 replies.append(&mut effects.replies);
                 break;
             }
-            match self.append(node, &effects, now_ms) {
+            match self.append(node, &effects, state.guard, now_ms) {
                 Ok(end) => {
                     state.written_end = end;
                     replies.extend(group.written(effects, now_ms));
@@ -475,6 +502,7 @@ impl Shard {
         &self,
         node: &Arc<Node>,
         effects: &Effects,
+        guard: Option<VerificationGuard>,
         now_ms: i64,
     ) -> Result<Offset, WriteError> {
         let mut builder = RecordBatchBuilder::new();
@@ -486,7 +514,10 @@ impl Shard {
         for record in &effects.records {
             builder.append(now_ms, Some(&record.key), record.value.as_deref(), &[])?;
         }
-        let batch = Admitted::own(builder.build()?, effects.records.len() as i32);
+        let mut batch = Admitted::own(builder.build()?, effects.records.len() as i32);
+        if let Some(guard) = guard {
+            batch = batch.verified(guard);
+        }
         let appended = self.partition.append(&batch, RequiredAcks::All, now_ms)?;
         if appended.start_flush {
             node.start_flush(&self.partition);

@@ -26,7 +26,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI16, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -52,6 +52,8 @@ const COMMIT_TIME: Duration = Duration::from_secs(5);
 /// `__transaction_state` that it leads.
 pub(crate) struct Transactions {
     config: TransactionConfig,
+    /// The cluster's `transaction.version`.
+    version: AtomicI16,
     shards: RwLock<HashMap<i32, Arc<Shard>>>,
     next_ticket: AtomicU64,
     /// When the timer looks next; while it is looking, `i64::MAX`.
@@ -108,6 +110,7 @@ impl Transactions {
     pub(crate) fn new(settings: &ServerSettings) -> Self {
         Self {
             config: config(settings),
+            version: AtomicI16::new(0),
             shards: RwLock::default(),
             next_ticket: AtomicU64::new(0),
             next_look_ms: AtomicI64::new(i64::MAX),
@@ -247,7 +250,7 @@ impl Transactions {
 
     /// Takes on the partitions of `__transaction_state` that this broker has come to lead
     /// and lets go of others.
-    pub(crate) fn follow(&self, node: &Arc<Node>, old: &ClusterImage, new: &ClusterImage) {
+    pub(crate) fn follow(&self, node: &Arc<Node>, new: &ClusterImage) {
         let count = new
             .topic(TRANSACTION_STATE)
             .map_or(0, |topic| topic.partition_count());
@@ -281,32 +284,32 @@ impl Transactions {
             }
         }
         let version = new.feature(TRANSACTION_VERSION);
-        if version != old.feature(TRANSACTION_VERSION) {
+        if self.version.swap(version, Ordering::SeqCst) != version {
             for shard in self.all() {
                 if let Phase::Serving(ids) = &mut shard.state().phase {
-                    ids.set_config(self.config_at(version));
+                    ids.set_config(self.config_now());
                 }
             }
         }
         for shard in begun {
             let node = Arc::clone(node);
             tokio::runtime::Handle::current().spawn_blocking(move || {
-                node.transactions.load(&node, &shard, version);
+                node.transactions.load(&node, &shard);
             });
         }
         // Leaders of partitions that wait for a marker may have come or gone.
         self.markers.look_again();
     }
 
-    fn config_at(&self, version: i16) -> TransactionConfig {
+    fn config_now(&self) -> TransactionConfig {
         TransactionConfig {
-            version: TransactionVersion::new(version),
+            version: TransactionVersion::new(self.version.load(Ordering::SeqCst)),
             ..self.config.clone()
         }
     }
 
-    fn load(&self, node: &Arc<Node>, shard: &Arc<Shard>, version: i16) {
-        let replayed = loading::replay(&shard.partition, shard.epoch, self.config_at(version));
+    fn load(&self, node: &Arc<Node>, shard: &Arc<Shard>) {
+        let replayed = loading::replay(&shard.partition, shard.epoch, self.config_now());
         let mut state = shard.state();
         let state = &mut *state;
         if !matches!(state.phase, Phase::Loading) {
@@ -314,6 +317,8 @@ impl Transactions {
         }
         match replayed {
             Ok(mut replayed) => {
+                // It may have changed since the log was begun.
+                replayed.shard.set_config(self.config_now());
                 let markers = replayed.shard.loaded(time::now_ms());
                 state.phase = Phase::Serving(Box::new(replayed.shard));
                 state.written_end = replayed.end;

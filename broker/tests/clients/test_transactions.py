@@ -145,7 +145,7 @@ def test_a_transaction_survives_a_killed_coordinator(new_broker, commit):
         assert producer.flush(30) == 0
         if n % 2 == 0:
             broker.kill()
-            broker.restart()
+            broker.start()
         producer.produce("t", f"{n}-after", partition=0)
         if commit:
             producer.commit_transaction(60)

@@ -3,3 +3,4 @@
 mod failover;
 mod replication;
 mod support;
+mod transactions;
