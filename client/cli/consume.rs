@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// Read as a member of this group, and commit.
     #[arg(short, long, value_name = "GROUP")]
     group: Option<String>,
+    /// How to be a member of it: classic, or consumer (KIP-848).
+    #[arg(long, value_name = "PROTOCOL", requires = "group")]
+    group_protocol: Option<String>,
     /// What to see of transactions: read_committed, or read_uncommitted for open and
     /// aborted ones too. As isolation.level has it, read_committed unless that is set.
     #[arg(long, value_name = "LEVEL")]
@@ -57,6 +60,9 @@ pub(crate) async fn run(mut config: ClientConfig, args: Args) -> Outcome {
     }
     if let Some(group) = &args.group {
         config.set("group.id", group)?;
+    }
+    if let Some(protocol) = &args.group_protocol {
+        config.set("group.protocol", protocol)?;
     }
     if let Some(level) = &args.isolation {
         config.set("isolation.level", level)?;

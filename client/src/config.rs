@@ -44,6 +44,8 @@ pub struct ClientConfig {
     pub transaction_timeout: Duration,
     pub group_id: Option<String>,
     pub group_instance_id: Option<String>,
+    pub group_protocol: GroupProtocol,
+    pub remote_assignor: Option<String>,
     pub offset_reset: OffsetReset,
     pub auto_commit: bool,
     pub auto_commit_interval: Duration,
@@ -113,6 +115,15 @@ impl Assignor {
             Self::CooperativeSticky => "cooperative-sticky",
         }
     }
+}
+
+/// How a member and its group's coordinator talk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupProtocol {
+    /// Members join together, and one of them assigns.
+    Classic,
+    /// The coordinator assigns, and nobody waits for the others (KIP-848).
+    Consumer,
 }
 
 /// One row of [`SETTINGS`].
@@ -202,6 +213,14 @@ settings! {
         |c, v| c.group_id = optional(v, |v| Ok(v.to_owned()))?;
     "group.instance.id" = "", "A name that survives restarts: static membership (KIP-345).",
         |c, v| c.group_instance_id = optional(v, |v| Ok(v.to_owned()))?;
+    "group.protocol" = "classic", "classic, or consumer for groups whose coordinator assigns (KIP-848).",
+        |c, v| c.group_protocol = match v {
+            "classic" => GroupProtocol::Classic,
+            "consumer" => GroupProtocol::Consumer,
+            _ => return Err("expected classic or consumer".to_owned()),
+        };
+    "group.remote.assignor" = "", "With group.protocol=consumer: the coordinator's assignor, uniform or range; its choice unless set.",
+        |c, v| c.remote_assignor = optional(v, |v| Ok(v.to_owned()))?;
     "auto.offset.reset" = "latest", "Where to begin without a position: earliest, latest or error.",
         |c, v| c.offset_reset = reset(v)?;
     "enable.auto.commit" = "true", "Whether the consumer commits what poll handed out.",
@@ -271,6 +290,8 @@ impl Default for ClientConfig {
             transaction_timeout: Duration::ZERO,
             group_id: None,
             group_instance_id: None,
+            group_protocol: GroupProtocol::Classic,
+            remote_assignor: None,
             offset_reset: OffsetReset::Latest,
             auto_commit: false,
             auto_commit_interval: Duration::ZERO,

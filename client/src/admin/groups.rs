@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use yuxi_protocol::error_code::ErrorCode;
 use yuxi_protocol::ids::TopicPartition;
 use yuxi_protocol::messages::offset_delete_request::{
     OffsetDeleteRequestPartition, OffsetDeleteRequestTopic,
 };
 use yuxi_protocol::messages::{
-    DeleteGroupsRequest, DeleteGroupsResponse, DescribeGroupsRequest, DescribeGroupsResponse,
-    ListGroupsRequest, ListGroupsResponse, OffsetDeleteRequest, OffsetDeleteResponse,
+    ConsumerGroupDescribeRequest, ConsumerGroupDescribeResponse, DeleteGroupsRequest,
+    DeleteGroupsResponse, DescribeGroupsRequest, DescribeGroupsResponse, ListGroupsRequest,
+    ListGroupsResponse, OffsetDeleteRequest, OffsetDeleteResponse,
 };
 
 use super::Admin;
@@ -86,6 +88,65 @@ impl Admin {
 
     /// A group with its members. One that does not exist is described as "Dead".
     pub async fn describe_group(&self, group: &str) -> Result<GroupDescription> {
+        match self.describe_classic_group(group).await {
+            // As brokers say of the groups whose coordinator assigns (KIP-848).
+            Err(error) if error.code() == Some(ErrorCode::GroupIdNotFound) => {
+                match self.describe_consumer_group(group).await {
+                    Err(Error::Unsupported { .. }) => Err(error),
+                    described => described,
+                }
+            }
+            described => described,
+        }
+    }
+
+    async fn describe_consumer_group(&self, group: &str) -> Result<GroupDescription> {
+        let answer: ConsumerGroupDescribeResponse = self
+            .cluster
+            .group_coordinator(group)
+            .await?
+            .call(|_| {
+                let mut request = ConsumerGroupDescribeRequest::default();
+                request.group_ids = vec![group.into()];
+                request
+            })
+            .await?;
+        let described = answer
+            .groups
+            .into_iter()
+            .next()
+            .ok_or_else(|| Error::Malformed {
+                what: "ConsumerGroupDescribe answer",
+                address: group.to_owned(),
+                detail: "the group is missing from it".to_owned(),
+            })?;
+        let message = described.error_message.as_deref();
+        check(described.error_code, message, || {
+            format!("describing group {group}")
+        })?;
+        let members = described.members.iter().map(|member| {
+            let topics = member.assignment.topic_partitions.iter();
+            let assignment = topics.flat_map(|topic| {
+                let indexes = topic.partitions.iter();
+                indexes.map(|index| TopicPartition::new(topic.topic_name.as_str(), *index))
+            });
+            MemberDescription {
+                id: member.member_id.to_string(),
+                instance: member.instance_id.as_ref().map(ToString::to_string),
+                client_id: member.client_id.to_string(),
+                host: member.client_host.to_string(),
+                assignment: assignment.collect(),
+            }
+        });
+        Ok(GroupDescription {
+            group: group.to_owned(),
+            state: described.group_state.to_string(),
+            assignor: described.assignor_name.to_string(),
+            members: members.collect(),
+        })
+    }
+
+    async fn describe_classic_group(&self, group: &str) -> Result<GroupDescription> {
         let answer: DescribeGroupsResponse = self
             .cluster
             .group_coordinator(group)

@@ -1,6 +1,7 @@
 //! Membership in a group, as the consumer sees it.
 //!
-//! A task of its own ([`super::member`]) keeps it up, because the group must hear
+//! A task of its own ([`super::member`], or by `group.protocol=consumer`
+//! [`super::epoch_member`]) keeps it up, because the group must hear
 //! from a member that is busy with its records. The consumer and the task talk
 //! through two channels: [`Command`]s in, [`GroupEvent`]s out.
 
@@ -13,9 +14,11 @@ use tokio::sync::{mpsc, oneshot};
 use yuxi_protocol::ids::TopicPartition;
 
 use super::CommittedOffset;
+use super::epoch_member::EpochMember;
 use super::group_api::GroupMetadata;
 use super::member::Member;
 use crate::cluster::Cluster;
+use crate::config::GroupProtocol;
 use crate::error::{Error, Result};
 
 /// Commands and events that may wait.
@@ -110,15 +113,20 @@ impl Membership {
             instance: config.group_instance_id.clone(),
             generation: -1,
         };
-        let member = Member::new(
-            cluster,
-            identity,
-            topics,
-            command_queue,
-            event_queue,
-            last_poll.clone(),
-        );
-        let task = tokio::spawn(member.run()).abort_handle();
+        let seen = last_poll.clone();
+        let task = match config.group_protocol {
+            GroupProtocol::Classic => {
+                let member =
+                    Member::new(cluster, identity, topics, command_queue, event_queue, seen);
+                tokio::spawn(member.run())
+            }
+            GroupProtocol::Consumer => {
+                let member =
+                    EpochMember::new(cluster, identity, topics, command_queue, event_queue, seen);
+                tokio::spawn(member.run())
+            }
+        }
+        .abort_handle();
         Ok(Self {
             commands,
             events,

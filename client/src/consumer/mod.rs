@@ -7,6 +7,7 @@
 
 mod assignors;
 mod cursor;
+mod epoch_member;
 mod fetch;
 mod group;
 mod group_api;

@@ -8,6 +8,7 @@
 
 pub(crate) mod clients;
 mod group;
+pub(crate) mod heartbeats;
 pub(crate) mod transactions;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -102,6 +103,9 @@ pub(crate) struct State {
     pub(crate) list_offsets_faults: VecDeque<Fault>,
     pub(crate) group: group::Group,
     pub(crate) transactions: transactions::Transactions,
+    pub(crate) members: heartbeats::Members,
+    /// Whether the topic has an id.
+    pub(crate) topic_ids: bool,
     ports: Vec<u16>,
     tasks: Vec<AbortHandle>,
     next_producer_id: i64,
@@ -230,6 +234,7 @@ fn answer(head: &RequestHead, body: Bytes, node: usize, cluster: &FakeCluster) -
         8..=14 => group::answer(head, body, node, &mut state),
         18 => api_versions(head, &mut state),
         22 | 24..=28 => transactions::answer(head, body, &mut state),
+        68 => heartbeats::answer(head, body, &mut state),
         23 => frame(head, &epoch_ends(head, body, &state)),
         other => panic!("the fake broker does not know API {other}"),
     }
@@ -244,7 +249,17 @@ fn frame<R: KafkaResponse>(head: &RequestHead, answer: &R) -> Answer {
 fn api_versions(head: &RequestHead, state: &mut State) -> Answer {
     state.api_versions_seen.push(head.api_version);
     let mut answer = ApiVersionsResponse::default();
-    let apis = [(0, 12), (1, 12), (2, 5), (3, 9), (18, 3), (22, 4), (23, 4)];
+    let newest_metadata = if state.topic_ids { 12 } else { 9 };
+    let apis = [
+        (0, 12),
+        (1, 12),
+        (2, 5),
+        (3, newest_metadata),
+        (18, 3),
+        (22, 4),
+        (23, 4),
+        heartbeats::API,
+    ];
     let apis = apis.into_iter().chain(group::APIS);
     for (api_key, max_version) in apis.chain(transactions::APIS) {
         let mut offered = OfferedApi::default();
@@ -291,6 +306,9 @@ fn metadata(head: &RequestHead, state: &State) -> MetadataResponse {
     }
     let mut topic = MetadataResponseTopic::default();
     topic.name = Some(TOPIC.into());
+    if state.topic_ids {
+        topic.topic_id = heartbeats::TOPIC_ID.into();
+    }
     for (index, log) in (0..).zip(&state.partitions) {
         let mut partition = MetadataResponsePartition::default();
         partition.partition_index = index;

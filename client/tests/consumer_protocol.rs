@@ -1,0 +1,146 @@
+//! Consumers of the consumer protocol (KIP-848), against a coordinator that a test tells
+//! what to assign.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::clients::{config, fill, poll_until};
+use support::{FakeCluster, TOPIC};
+use yuxi_client::Consumer;
+use yuxi_client::protocol::error_code::ErrorCode;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+async fn member(cluster: &FakeCluster, settings: &[(&str, &str)]) -> Consumer {
+    let mut all = vec![
+        ("group.id", "g"),
+        ("group.protocol", "consumer"),
+        ("auto.offset.reset", "earliest"),
+    ];
+    all.extend(settings);
+    let mut consumer = Consumer::connect(config(cluster, &all))
+        .await
+        .expect("the fake broker answers");
+    consumer.subscribe([TOPIC.into()]).expect("a group");
+    consumer
+}
+
+async fn cluster() -> FakeCluster {
+    let cluster = FakeCluster::start(1, 2).await;
+    cluster.state().topic_ids = true;
+    cluster
+}
+
+fn assignment(consumer: &Consumer) -> Vec<i32> {
+    consumer.assignment().map(|p| p.partition.value()).collect()
+}
+
+async fn poll_until_assigned(consumer: &mut Consumer, expected: &[i32]) {
+    let deadline = Instant::now() + LIMIT;
+    while assignment(consumer) != expected {
+        assert!(
+            Instant::now() < deadline,
+            "still {:?}",
+            assignment(consumer)
+        );
+        let polled = consumer.poll(Duration::from_millis(10)).await;
+        polled.expect("nothing fatal");
+    }
+}
+
+/// Waits until the member has said what it holds. The consumer is not polled meanwhile.
+async fn until_owned(cluster: &FakeCluster, expected: &[i32]) {
+    let deadline = Instant::now() + LIMIT;
+    while cluster.state().members.owned.last().map(Vec::as_slice) != Some(expected) {
+        let owned = cluster.state().members.owned.clone();
+        assert!(Instant::now() < deadline, "it said {owned:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_coordinator_assigns_is_read_and_acknowledged() {
+    let cluster = FakeCluster::start(1, 1).await;
+    cluster.state().topic_ids = true;
+    fill(&cluster, 3).await;
+    cluster.state().members.assign = Some(vec![0]);
+    let mut consumer = member(&cluster, &[("group.remote.assignor", "range")]).await;
+    let values = poll_until(&mut consumer, 3).await.expect("nothing fatal");
+    assert_eq!(values, ["0", "1", "2"]);
+    until_owned(&cluster, &[0]).await;
+    assert_eq!(cluster.state().members.assignor.as_deref(), Some("range"));
+    let group = consumer.group_metadata().expect("it has joined");
+    assert_eq!((group.group.as_str(), group.generation), ("g", 1));
+}
+
+#[tokio::test]
+async fn what_is_asked_back_is_acknowledged_only_once_it_is_given_up() {
+    let cluster = cluster().await;
+    cluster.state().members.assign = Some(vec![0, 1]);
+    let mut consumer = member(&cluster, &[]).await;
+    poll_until_assigned(&mut consumer, &[0, 1]).await;
+    until_owned(&cluster, &[0, 1]).await;
+    let beats = cluster.state().members.epochs_seen.len();
+    cluster.state().members.assign = Some(vec![1]);
+    let deadline = Instant::now() + LIMIT;
+    // While the consumer is busy with its records the member shows signs of life.
+    while cluster.state().members.epochs_seen.len() < beats + 5 {
+        assert!(Instant::now() < deadline, "the heartbeats ended");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let said = cluster.state().members.owned.clone();
+    assert!(
+        said.iter().all(|owned| *owned == [0, 1]),
+        "it reads both still: {said:?}"
+    );
+    poll_until_assigned(&mut consumer, &[1]).await;
+    until_owned(&cluster, &[1]).await;
+}
+
+#[tokio::test]
+async fn a_member_that_is_fenced_gives_everything_up_and_joins_again() {
+    for code in [ErrorCode::FencedMemberEpoch, ErrorCode::UnknownMemberId] {
+        let cluster = cluster().await;
+        cluster.state().members.assign = Some(vec![0]);
+        let mut consumer = member(&cluster, &[]).await;
+        poll_until_assigned(&mut consumer, &[0]).await;
+        cluster.state().members.refusals.push_back(code);
+        poll_until_assigned(&mut consumer, &[]).await;
+        cluster.state().members.assign = Some(vec![1]);
+        poll_until_assigned(&mut consumer, &[1]).await;
+        until_owned(&cluster, &[1]).await;
+        let joins = cluster.state().members.epochs_seen.clone();
+        let joins = joins.iter().filter(|epoch| **epoch == 0).count();
+        assert!(joins >= 2, "{code:?}: {joins} joins");
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_closes_says_so_and_a_static_one_that_it_will_be_back() {
+    for (settings, farewell) in [(&[][..], -1), (&[("group.instance.id", "i")][..], -2)] {
+        let cluster = cluster().await;
+        cluster.state().members.assign = Some(vec![0]);
+        let mut consumer = member(&cluster, settings).await;
+        poll_until_assigned(&mut consumer, &[0]).await;
+        consumer.close().await.expect("the coordinator answers");
+        let last = cluster.state().members.epochs_seen.last().copied();
+        assert_eq!(last, Some(farewell));
+    }
+}
+
+#[tokio::test]
+async fn an_assignor_that_the_coordinator_lacks_is_told() {
+    let cluster = cluster().await;
+    let refused = ErrorCode::UnsupportedAssignor;
+    cluster.state().members.refusals.push_back(refused);
+    let mut consumer = member(&cluster, &[("group.remote.assignor", "sticky")]).await;
+    let deadline = Instant::now() + LIMIT;
+    let error = loop {
+        assert!(Instant::now() < deadline, "nothing was told");
+        if let Err(error) = consumer.poll(Duration::from_millis(10)).await {
+            break error;
+        }
+    };
+    assert_eq!(error.code(), Some(refused));
+}
