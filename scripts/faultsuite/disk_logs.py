@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 HEADER = struct.Struct(">qiibIhiqqqhii")
 CODEC_MASK = 0x07
+CONTROL = 0x20
 
 
 class Unreadable(Exception):
@@ -31,6 +32,11 @@ class Batch:
     leader_epoch: int
     attributes: int
     data: bytes
+
+    @property
+    def is_control(self):
+        """It holds a transaction's end, and no record of anybody's."""
+        return bool(self.attributes & CONTROL)
 
     def records(self):
         """(offset, value) of each record of an uncompressed batch."""

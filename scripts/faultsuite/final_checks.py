@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from cluster import Failed
 from faultsuite import disk_logs, journal
 from faultsuite.kafka_calls import LATEST, Broker
-from faultsuite.monitor import OFFSETS_TOPIC
+from faultsuite.monitor import INTERNAL_TOPICS
 
 EXAMPLES = 5
 
@@ -96,7 +96,7 @@ def compare_logs(scene, states, ends, sums):
             scene.report(f"nobody said where {topic}-{partition} ends")
             continue
         directories = {f"broker {n}": scene.broker(n).data / f"{topic}-{partition}" for n in state["replicas"]}
-        wrong, size = disk_logs.difference(directories, ends[topic, partition], has_gaps=topic == OFFSETS_TOPIC)
+        wrong, size = disk_logs.difference(directories, ends[topic, partition], has_gaps=topic in INTERNAL_TOPICS)
         if wrong:
             scene.report(f"{topic}-{partition}: {wrong}")
         sums.compared_bytes += size * len(directories)
@@ -120,7 +120,7 @@ def compare_with_journal(scene, load, states, sums):
             what = "nothing" if found is None else f"record {found}"
             wrong.append((at, f"record {sequence} of {load.name}-{partition} was acknowledged at offset {offset}, where {what} stands"))
         sums.acknowledgements_on_disk += 1
-    if load.is_idempotent:
+    if load.is_in_order:
         for partition, records in on_disk.items():
             newest = -1
             for offset, sequence in records.items():
@@ -139,6 +139,8 @@ def sequences(directory):
     found = {}
     try:
         for batch in disk_logs.batches(directory):
+            if batch.is_control:
+                continue
             for offset, value in batch.records():
                 found[offset] = int(value.split(None, 3)[2])
     except disk_logs.Unreadable:

@@ -33,7 +33,7 @@ class Broker:
     def led(self, topics):
         """{(topic, partition): (leader, leader epoch)}, and how many partitions each topic has."""
         body = wire.array([wire.string(topic) for topic in topics]) + b"\0"
-        answer = self._request(METADATA, 7, body)
+        answer = self.ask(METADATA, 7, body)
         answer.int32()
         for _ in range(answer.int32()):
             answer.int32(), answer.string(), answer.int32(), answer.string()
@@ -55,7 +55,7 @@ class Broker:
         for (topic, number), epoch in epochs.items():
             topics.setdefault(topic, []).append(struct.pack(">iiq", number, epoch, which))
         parts = [wire.string(topic) + wire.array(asked) for topic, asked in topics.items()]
-        answer = self._request(LIST_OFFSETS, 5, struct.pack(">ib", -1, 0) + wire.array(parts))
+        answer = self.ask(LIST_OFFSETS, 5, struct.pack(">ib", -1, 0) + wire.array(parts))
         answer.int32()
         found = {}
         for _ in range(answer.int32()):
@@ -70,7 +70,7 @@ class Broker:
 
     def committed(self, group):
         """{(topic, partition): committed offset} of a group, or None if this is not its coordinator."""
-        answer = self._request(OFFSET_FETCH, 5, wire.string(group) + struct.pack(">i", -1))
+        answer = self.ask(OFFSET_FETCH, 5, wire.string(group) + struct.pack(">i", -1))
         answer.int32()
         found, refused = {}, False
         for _ in range(answer.int32()):
@@ -83,7 +83,7 @@ class Broker:
                 found[topic, number] = offset
         return None if refused or answer.int16() != wire.NONE else found
 
-    def _request(self, key, version, body):
+    def ask(self, key, version, body):
         answer = self.connection.request(key, version, body)
         if answer is None:
             raise Disconnected("the broker closed the connection")

@@ -9,6 +9,8 @@ from faultsuite.journal import Tail
 QUICK_RETRIES = ["retry.backoff.ms=20", "retry.backoff.max.ms=200", "reconnect.backoff.max.ms=200", "auto.commit.interval.ms=500"]
 FAULTY = ["lost", "misplaced", "vanished"]
 FAULTY_WITH_IDEMPOTENCE = [*FAULTY, "duplicated", "out_of_order"]
+FAULTY_WITH_TRANSACTIONS = [*FAULTY_WITH_IDEMPOTENCE, "torn", "aborted_reads"]
+TRANSACTIONS = ["--transactions", 10, "--producers", 2, "--abort-percent", 20]
 PYTHON = REPO / ".cache/venv/bin/python"
 
 
@@ -19,8 +21,14 @@ class Running:
     name: str
     process: Load
     tail: Tail
-    is_idempotent: bool
+    faulty: list
     has_ended: bool = False
+
+    @property
+    def is_in_order(self):
+        """Whether each partition has its records once and in the order in which they were numbered. Those of
+        several producers interleave as the brokers take them, which their own ledger heeds."""
+        return self.faulty is FAULTY_WITH_IDEMPOTENCE
 
     def tell_to_end(self):
         if self.process.is_running():
@@ -32,8 +40,7 @@ class Running:
             report, status = self.process.verdict(timeout_s=240)
         except Failed as failure:
             return {}, [f"load {self.name}: {failure}"]
-        kinds = FAULTY_WITH_IDEMPOTENCE if self.is_idempotent else FAULTY
-        wrong = [f"load {self.name}: {report[kind]} records {kind.replace('_', ' ')}" for kind in kinds if report[kind]]
+        wrong = [f"load {self.name}: {report[kind]} {kind.replace('_', ' ')}" for kind in self.faulty if report[kind]]
         if status != 0 and not wrong:
             wrong.append(f"load {self.name} ended with status {status}:\n{self.process.output()[-1000:]}")
         if not report["acknowledged"]:
@@ -43,17 +50,25 @@ class Running:
 
 def start(cluster, partitions, rate):
     """Starts the loads, each with its share of the records per second."""
-    kinds = ["idempotent", "plain", "librdkafka"]
+    kinds = {
+        "idempotent": FAULTY_WITH_IDEMPOTENCE,
+        "plain": FAULTY,
+        "librdkafka": FAULTY_WITH_IDEMPOTENCE,
+        "transactional": FAULTY_WITH_TRANSACTIONS,
+    }
     loads = []
-    for kind in kinds:
+    for kind, faulty in kinds.items():
         options = ["--partitions", partitions, "--rate", max(1, rate // len(kinds)), "--group", kind]
         if kind == "librdkafka":
             process = _librdkafka(cluster, kind, options)
         else:
             settings = QUICK_RETRIES + (["enable.idempotence=false"] if kind == "plain" else [])
+            # An abandoned transaction holds the others' readers up until it is timed out.
+            settings += ["transaction.timeout.ms=5000"] if kind == "transactional" else []
+            options += TRANSACTIONS if kind == "transactional" else []
             replication = ["--replicas", min(3, len(cluster.brokers)), "--min-insync-replicas", min(2, len(cluster.brokers))]
             process = cluster.verify(kind, *options, *replication, settings=settings, name=kind)
-        loads.append(Running(kind, process, Tail(process.journal), kind != "plain"))
+        loads.append(Running(kind, process, Tail(process.journal), faulty))
     return loads
 
 

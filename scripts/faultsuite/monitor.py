@@ -12,6 +12,7 @@ import time
 from faultsuite.kafka_calls import EARLIEST, LATEST, Broker, group_partition
 
 OFFSETS_TOPIC = "__consumer_offsets"
+INTERNAL_TOPICS = [OFFSETS_TOPIC, "__transaction_state"]
 EVERY_S = 0.15
 TIMEOUT_S = 3.0
 
@@ -56,7 +57,7 @@ class Monitor:
     """The threads, and what they have seen."""
 
     def __init__(self, brokers, topics, groups, report):
-        self.topics = [*topics, OFFSETS_TOPIC]
+        self.topics = [*topics, *INTERNAL_TOPICS]
         self.groups = groups
         self.report = report
         # A consumer, too, must never see an end that later turns out to be further back (KIP-207).
@@ -101,7 +102,7 @@ class Monitor:
     def _look(self, number, broker):
         leaders = broker.led(self.topics)
         mine = {key: epoch for key, (leader, epoch) in leaders.items() if leader == number}
-        shown = {key: epoch for key, epoch in mine.items() if key[0] != OFFSETS_TOPIC}
+        shown = {key: epoch for key, epoch in mine.items() if key[0] not in INTERNAL_TOPICS}
         for growing, which in [(self.high_watermarks, LATEST), (self.log_starts, EARLIEST)]:
             if shown:
                 for key, offset in broker.offsets(shown, which).items():

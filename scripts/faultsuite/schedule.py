@@ -3,14 +3,16 @@
 import random
 from dataclasses import dataclass
 
-from faultsuite import disk_faults, etcd_faults, network_faults, process_faults  # noqa: F401 (they fill FAULTS)
+# These fill FAULTS.
+from faultsuite import disk_faults, etcd_faults, network_faults, process_faults, transaction_faults  # noqa: F401
 from faultsuite.fault import FAULTS, Fault, Shape
 
 # How long the cluster is reckoned to take until all is well again.
 RECOVERY_S = 3.0
 SHARE_OF_PAIRS = 0.25
 
-SHORT = ["kill-leader", "kill-controller", "freeze-leader", "etcd-restart", "isolate-leader", "fast-restart"]
+SHORT = ["kill-leader", "kill-controller", "freeze-leader", "etcd-restart", "isolate-leader", "fast-restart",
+         "kill-transaction-coordinator", "late-transaction-requests"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from faultsuite.scene import Broken, Scene
 HEARTBEAT_TIMEOUT_MS = 1000
 SESSION_TIMEOUT_MS = 6000
 LIVENESS = [f"broker.session.timeout.ms={SESSION_TIMEOUT_MS}", f"broker.heartbeat.timeout.ms={HEARTBEAT_TIMEOUT_MS}"]
-BROKERS = [*LIVENESS, "replica.lag.time.max.ms=5000", "offsets.topic.num.partitions=6", "group.initial.rebalance.delay.ms=0"]
+BROKERS = [*LIVENESS, "replica.lag.time.max.ms=5000", "offsets.topic.num.partitions=6",
+           "transaction.state.log.num.partitions=6", "group.initial.rebalance.delay.ms=0"]
 SMALL_DISK_BYTES = 256 << 20
 # One replica of a record of the loads takes so much, with its share of batch and index.
 RECORD_BYTES = 250
