@@ -8,21 +8,20 @@
 //! high watermark.
 
 mod loading;
+mod shard;
 mod view;
 
 use crate::{
     internal_topics::CONSUMER_OFFSETS,
     node::{Lookup, Node},
-    partition::{
-        Ack, Appended, Partition, PartitionError, RequiredAcks, TxnMarker, VerificationGuard,
-        admission::Admitted,
-    },
+    partition::{Appended, PartitionError, TxnMarker, VerificationGuard},
     time,
 };
+use shard::{Phase, Shard};
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -34,19 +33,12 @@ use yuxi_controller::{
     settings::{ConsumerAssignor, GroupMigrationPolicy, ServerSettings},
 };
 use yuxi_coordinator::groups::{
-    Assignor, ConsumerGroupConfig, Effects, GroupConfig, GroupRequest, GroupResponse, GroupShard,
-    MigrationPolicy, Reply, RequestContext, Ticket,
+    Assignor, ConsumerGroupConfig, GroupConfig, GroupRequest, GroupResponse, MigrationPolicy,
+    RequestContext, Ticket,
 };
 use yuxi_protocol::{
-    codec::StrBytes,
-    error_code::ErrorCode,
-    ids::{LeaderEpoch, Offset, PartitionId, ProducerEpoch, ProducerId},
-    messages::ListGroupsResponse,
-    record::{RecordBatchBuilder, batch::NO_SEQUENCE, builder::BuildError},
+    codec::StrBytes, error_code::ErrorCode, ids::PartitionId, messages::ListGroupsResponse,
 };
-
-/// How long an answer waits for followers to have the records that it rests on.
-const COMMIT_TIME: Duration = Duration::from_secs(5);
 
 /// The group coordinators of this broker, one for each partition of
 /// `__consumer_offsets` that it leads.
@@ -58,36 +50,6 @@ pub(crate) struct Groups {
     next_look_ms: AtomicI64,
     /// A shard has an earlier deadline than the timer knew.
     timer: Notify,
-}
-
-struct Shard {
-    partition: Arc<Partition>,
-    epoch: LeaderEpoch,
-    state: Mutex<State>,
-}
-
-struct State {
-    phase: Phase,
-    /// Who waits for which answer.
-    waiting: HashMap<Ticket, oneshot::Sender<GroupResponse>>,
-    /// The end of the last append: what every answer rests on.
-    written_end: Offset,
-    /// What the request under way was verified with.
-    guard: Option<VerificationGuard>,
-}
-
-/// A request and how it comes.
-struct Asked<'a> {
-    request: GroupRequest,
-    context: &'a RequestContext,
-    guard: Option<VerificationGuard>,
-}
-
-enum Phase {
-    Loading,
-    Serving(Box<GroupShard>),
-    /// The log could not be read, or this broker leads it no more.
-    Closed,
 }
 
 impl Groups {
@@ -119,14 +81,7 @@ impl Groups {
         let started: Vec<_> = request
             .split(partitions)
             .into_iter()
-            .map(|(partition, part)| {
-                let asked = Asked {
-                    request: part,
-                    context,
-                    guard,
-                };
-                self.start(node, &image, partition, asked)
-            })
+            .map(|(partition, part)| self.start(node, &image, partition, (part, guard), context))
             .collect();
         let mut merged: Option<GroupResponse> = None;
         for part in started {
@@ -147,13 +102,9 @@ impl Groups {
         node: &Arc<Node>,
         image: &ClusterImage,
         partition: i32,
-        asked: Asked<'_>,
+        (request, guard): (GroupRequest, Option<VerificationGuard>),
+        context: &RequestContext,
     ) -> Part {
-        let Asked {
-            request,
-            context,
-            guard,
-        } = asked;
         let version = context.api_version;
         let Some(shard) = self.shard(partition) else {
             // Listing tells what is here, and another broker tells the rest.
@@ -181,9 +132,7 @@ impl Groups {
         let (sender, receiver) = oneshot::channel();
         state.waiting.insert(ticket, sender);
         let effects = group.handle(context, request, ticket, &View(image), now_ms);
-        state.guard = guard;
-        shard.carry_out(node, state, effects, now_ms);
-        state.guard = None;
+        shard.carry_out(node, state, effects, guard, now_ms);
         if let Phase::Serving(group) = &state.phase {
             self.wake_timer_before(group.next_deadline());
         }
@@ -312,7 +261,7 @@ impl Groups {
             let state = &mut *state;
             if let Phase::Serving(group) = &mut state.phase {
                 let effects = group.topics_deleted(&deleted);
-                shard.carry_out(node, state, effects, now_ms);
+                shard.carry_out(node, state, effects, None, now_ms);
             }
         }
     }
@@ -358,7 +307,7 @@ impl Groups {
                 };
                 if group.next_deadline().is_some_and(|at| at <= now_ms) {
                     let effects = group.tick(&View(&image), now_ms);
-                    shard.carry_out(node, state, effects, now_ms);
+                    shard.carry_out(node, state, effects, None, now_ms);
                 }
                 if let Phase::Serving(group) = &state.phase
                     && let Some(at) = group.next_deadline()
@@ -393,144 +342,11 @@ fn no_groups() -> GroupResponse {
     GroupResponse::ListGroups(ListGroupsResponse::default())
 }
 
-/// Why group state was not written.
-#[derive(Debug, thiserror::Error)]
-enum WriteError {
-    #[error(transparent)]
-    Build(#[from] BuildError),
-    #[error(transparent)]
-    Partition(#[from] PartitionError),
-}
-
-impl WriteError {
-    fn code(&self) -> ErrorCode {
-        match self {
-            // More in one group than a batch can hold.
-            Self::Build(_) => ErrorCode::RecordListTooLarge,
-            Self::Partition(error) => error.code(),
-        }
-    }
-}
-
 enum Part {
     Answered(GroupResponse),
     /// The answer comes later; the second is the answer if it never does, because the
     /// shard was closed meanwhile.
     Waiting(oneshot::Receiver<GroupResponse>, GroupResponse),
-}
-
-impl Shard {
-    fn new(partition: Arc<Partition>, epoch: LeaderEpoch) -> Arc<Self> {
-        Arc::new(Self {
-            partition,
-            epoch,
-            state: Mutex::new(State {
-                phase: Phase::Loading,
-                waiting: HashMap::new(),
-                written_end: Offset::ZERO,
-                guard: None,
-            }),
-        })
-    }
-
-    /// A panic in a shard leaves it in an unknown state: whoever comes next panics too,
-    /// until the broker is restarted.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("a group shard's lock is poisoned")
-    }
-
-    /// Drops the state. Dropping the senders tells those who wait.
-    fn close(&self) {
-        let mut state = self.state();
-        state.phase = Phase::Closed;
-        state.waiting.clear();
-    }
-
-    /// Appends what the shard wants written, tells it how that went, and sends the
-    /// answers once that is committed.
-    fn carry_out(&self, node: &Arc<Node>, state: &mut State, effects: Effects, now_ms: i64) {
-        let Phase::Serving(group) = &mut state.phase else {
-            return;
-        };
-        let mut effects = effects;
-        let mut replies = Vec::new();
-        // A failed write may have the shard write something else instead.
-        loop {
-            if effects.records.is_empty() {
-                replies.append(&mut effects.replies);
-                break;
-            }
-            match self.append(node, &effects, state.guard, now_ms) {
-                Ok(end) => {
-                    state.written_end = end;
-                    replies.extend(group.written(effects, now_ms));
-                    break;
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        partition = %self.partition.id(), %error,
-                        "group state was not written"
-                    );
-                    effects = group.write_failed(effects, error.code(), now_ms);
-                }
-            }
-        }
-        if replies.is_empty() {
-            return;
-        }
-        let answers: Vec<_> = replies
-            .into_iter()
-            .filter_map(|(ticket, response): Reply| {
-                Some((state.waiting.remove(&ticket)?, response))
-            })
-            .collect();
-        match self.partition.committed(self.epoch, state.written_end) {
-            Ack::Now => send(answers),
-            Ack::Later(committed) => {
-                tokio::spawn(async move {
-                    // Without an answer the client asks again, perhaps another broker.
-                    if let Ok(Ok(Ok(()))) = tokio::time::timeout(COMMIT_TIME, committed).await {
-                        send(answers);
-                    }
-                });
-            }
-        }
-    }
-
-    /// The offset after the appended records.
-    fn append(
-        &self,
-        node: &Arc<Node>,
-        effects: &Effects,
-        guard: Option<VerificationGuard>,
-        now_ms: i64,
-    ) -> Result<Offset, WriteError> {
-        let mut builder = RecordBatchBuilder::new();
-        if let Some(producer) = effects.transaction {
-            let id = ProducerId::new(producer.producer_id);
-            let epoch = ProducerEpoch::new(producer.producer_epoch);
-            builder = builder.producer(id, epoch, NO_SEQUENCE).transactional();
-        }
-        for record in &effects.records {
-            builder.append(now_ms, Some(&record.key), record.value.as_deref(), &[])?;
-        }
-        let mut batch = Admitted::own(builder.build()?, effects.records.len() as i32);
-        if let Some(guard) = guard {
-            batch = batch.verified(guard);
-        }
-        let appended = self.partition.append(&batch, RequiredAcks::All, now_ms)?;
-        if appended.start_flush {
-            node.start_flush(&self.partition);
-        }
-        Ok(appended.end_offset)
-    }
-}
-
-fn send(answers: Vec<(oneshot::Sender<GroupResponse>, GroupResponse)>) {
-    for (client, response) in answers {
-        // A client that went away needs no answer.
-        let _ = client.send(response);
-    }
 }
 
 fn config(settings: &ServerSettings) -> GroupConfig {

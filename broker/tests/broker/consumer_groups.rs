@@ -273,3 +273,31 @@ async fn settings_of_one_group_are_set_described_listed_and_heeded() {
     let joined = beat(&mut client, &joining("g", "t")).await;
     assert_eq!(joined.heartbeat_interval_ms, 6_000);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_feature_there_are_no_such_groups() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    client.create_topic("t", 1, &[]).await;
+    let set = |level: i16, upgrade_type: i8| {
+        message!(messages::UpdateFeaturesRequest {
+            feature_updates: vec![message!(
+                messages::update_features_request::FeatureUpdateKey {
+                    feature: "group.version".into(),
+                    max_version_level: level,
+                    upgrade_type,
+                }
+            )],
+        })
+    };
+    // An unsafe downgrade, for groups may be there; and an upgrade.
+    for (level, upgrade_type, expected) in [
+        (0, 3, ErrorCode::UnsupportedVersion),
+        (1, 1, ErrorCode::None),
+    ] {
+        let answer = client.ask(2, &set(level, upgrade_type)).await;
+        assert_eq!(answer.error_code, 0, "{:?}", answer.error_message);
+        let told = beat(&mut client, &joining("g", "t")).await;
+        assert_eq!(told.error_code, expected.code());
+    }
+}

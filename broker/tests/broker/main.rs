@@ -11,5 +11,6 @@ mod pipelining;
 mod placement;
 mod records;
 mod support;
+mod transactional_offsets;
 mod transactions;
 mod versions;

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use yuxi_protocol::{codec::StrBytes, ids::TopicId};
 
 use super::{
-    ClusterView, GroupConfig, GroupOverrides, GroupShard, TopicView, consumer,
+    ClusterView, GroupConfig, GroupOverrides, GroupShard, TopicView,
+    consumer::{self, ConsumerRecord},
     records::{self, GroupRecord},
 };
 
@@ -100,6 +101,8 @@ fn write_and_read_back(record: GroupRecord) {
                 written,
             )
         }
+        // Read for what older versions wrote, and only ever deleted.
+        GroupRecord::Consumer(ConsumerRecord::PartitionMetadata { .. }) => return,
         GroupRecord::Consumer(record) => {
             let written = consumer::records::to_record(&record);
             (GroupRecord::Consumer(record), written)

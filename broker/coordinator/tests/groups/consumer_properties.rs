@@ -10,7 +10,7 @@ use yuxi_protocol::{
     error_code::ErrorCode, ids::TopicId, messages::ConsumerGroupHeartbeatResponse,
 };
 
-use crate::support::*;
+use crate::{consumer_support::*, support::*};
 
 const MEMBERS: [&str; 4] = ["a", "b", "c", "d"];
 const TOPICS: [&str; 3] = ["t", "u", "v"];

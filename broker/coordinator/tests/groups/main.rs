@@ -2,6 +2,8 @@
 
 mod admin;
 mod consumer_properties;
+mod consumer_services;
+mod consumer_support;
 mod consumers;
 mod failed_writes;
 mod hostile;

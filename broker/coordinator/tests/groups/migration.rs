@@ -13,7 +13,7 @@ use yuxi_protocol::{
     },
 };
 
-use crate::support::*;
+use crate::{consumer_support::*, support::*};
 
 fn config(migration: MigrationPolicy) -> GroupConfig {
     GroupConfig {

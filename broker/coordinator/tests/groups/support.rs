@@ -10,8 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use yuxi_coordinator::groups::{
-    ClusterView, CoordinatorRecord, Effects, GroupConfig, GroupOverrides, GroupRequest,
-    GroupResponse, GroupShard, RequestContext, Ticket, TopicView,
+    CoordinatorRecord, Effects, GroupConfig, GroupRequest, GroupResponse, GroupShard,
+    RequestContext, Ticket,
 };
 use yuxi_protocol::{
     codec::{
@@ -19,15 +19,13 @@ use yuxi_protocol::{
         StrBytes,
     },
     error_code::ErrorCode,
-    ids::TopicId,
     messages::{
-        ConsumerGroupDescribeRequest, ConsumerGroupHeartbeatRequest,
-        ConsumerGroupHeartbeatResponse, ConsumerProtocolSubscription, HeartbeatRequest,
-        JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, LeaveGroupResponse,
-        OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest, SyncGroupResponse,
-        TxnOffsetCommitRequest,
+        ConsumerGroupDescribeRequest, ConsumerGroupHeartbeatResponse, ConsumerProtocolSubscription,
+        HeartbeatRequest, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
+        LeaveGroupResponse, OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest,
+        SyncGroupResponse, TxnOffsetCommitRequest,
         consumer_group_describe_response::DescribedGroup as DescribedConsumerGroup,
-        consumer_group_heartbeat_request, encode_consumer_protocol_subscription,
+        encode_consumer_protocol_subscription,
         join_group_request::JoinGroupRequestProtocol,
         leave_group_request::MemberIdentity,
         offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
@@ -36,6 +34,8 @@ use yuxi_protocol::{
         txn_offset_commit_request::{TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic},
     },
 };
+
+use crate::consumer_support::{Beat, Cluster};
 
 pub(crate) const START_MS: i64 = 1_700_000_000_000;
 pub(crate) const SESSION_MS: i32 = 10_000;
@@ -436,75 +436,6 @@ impl Runtime {
     }
 }
 
-/// Topics as tests make them.
-#[derive(Clone, Default)]
-pub(crate) struct Cluster {
-    version: i64,
-    topics: BTreeMap<String, TopicView>,
-    overrides: BTreeMap<String, GroupOverrides>,
-    /// Where the replicas of a partition are.
-    racks: BTreeMap<(TopicId, i32), Vec<StrBytes>>,
-}
-
-impl Cluster {
-    /// Makes a topic, or makes it larger.
-    pub(crate) fn set_topic(&mut self, name: &str, partitions: i32) -> TopicId {
-        self.version += 1;
-        let made = self.version as u128;
-        let topic = self.topics.entry(name.to_owned()).or_insert(TopicView {
-            id: TopicId::from_bytes(made.to_be_bytes()),
-            partitions,
-        });
-        topic.partitions = partitions;
-        topic.id
-    }
-
-    pub(crate) fn remove_topic(&mut self, name: &str) {
-        self.version += 1;
-        self.topics.remove(name);
-    }
-
-    pub(crate) fn set_overrides(&mut self, group: &str, overrides: GroupOverrides) {
-        self.version += 1;
-        self.overrides.insert(group.to_owned(), overrides);
-    }
-
-    pub(crate) fn set_racks(&mut self, topic: TopicId, partition: i32, racks: &[&str]) {
-        let racks = racks.iter().map(|rack| StrBytes::from(*rack)).collect();
-        self.racks.insert((topic, partition), racks);
-    }
-}
-
-impl ClusterView for Cluster {
-    fn version(&self) -> i64 {
-        self.version
-    }
-
-    fn topic(&self, name: &str) -> Option<TopicView> {
-        self.topics.get(name).copied()
-    }
-
-    fn topic_name(&self, id: TopicId) -> Option<StrBytes> {
-        let (name, _) = self.topics.iter().find(|(_, topic)| topic.id == id)?;
-        Some(name.as_str().into())
-    }
-
-    fn visit_topic_names(&self, visit: &mut dyn FnMut(&str)) {
-        for name in self.topics.keys() {
-            visit(name);
-        }
-    }
-
-    fn racks(&self, topic: TopicId, partition: i32) -> Vec<StrBytes> {
-        let racks = self.racks.get(&(topic, partition));
-        racks.cloned().unwrap_or_default()
-    }
-
-    fn group_overrides(&self, group: &str) -> GroupOverrides {
-        self.overrides.get(group).copied().unwrap_or_default()
-    }
-}
-
 #[derive(Clone)]
 pub(crate) struct Join<'a> {
     pub(crate) group: &'a str,
@@ -598,79 +529,6 @@ impl<'a> Commit<'a> {
         request.group_instance_id = self.instance_id.map(StrBytes::from);
         request.retention_time_ms = self.retention_ms;
         request.topics = vec![topic];
-        request
-    }
-}
-
-/// A heartbeat of a member that speaks the consumer protocol.
-#[derive(Clone)]
-pub(crate) struct Beat<'a> {
-    pub(crate) group: &'a str,
-    pub(crate) version: i16,
-    pub(crate) member_id: &'a str,
-    pub(crate) epoch: i32,
-    pub(crate) instance_id: Option<&'a str>,
-    pub(crate) rack_id: Option<&'a str>,
-    pub(crate) rebalance_ms: i32,
-    pub(crate) topics: Option<&'a [&'a str]>,
-    pub(crate) regex: Option<&'a str>,
-    pub(crate) assignor: Option<&'a str>,
-    pub(crate) owned: Option<&'a [(TopicId, i32)]>,
-}
-
-impl<'a> Beat<'a> {
-    pub(crate) fn joining(group: &'a str, member_id: &'a str, topics: &'a [&'a str]) -> Self {
-        Self {
-            rebalance_ms: REBALANCE_MS,
-            topics: Some(topics),
-            owned: Some(&[]),
-            ..Self::of(group, member_id, 0)
-        }
-    }
-
-    /// One that says nothing but that the member is there.
-    pub(crate) fn of(group: &'a str, member_id: &'a str, epoch: i32) -> Self {
-        Self {
-            group,
-            version: 1,
-            member_id,
-            epoch,
-            instance_id: None,
-            rack_id: None,
-            rebalance_ms: -1,
-            topics: None,
-            regex: None,
-            assignor: None,
-            owned: None,
-        }
-    }
-
-    pub(crate) fn request(&self) -> ConsumerGroupHeartbeatRequest {
-        let mut request = ConsumerGroupHeartbeatRequest::default();
-        request.group_id = self.group.into();
-        request.member_id = self.member_id.into();
-        request.member_epoch = self.epoch;
-        request.instance_id = self.instance_id.map(StrBytes::from);
-        request.rack_id = self.rack_id.map(StrBytes::from);
-        request.rebalance_timeout_ms = self.rebalance_ms;
-        request.subscribed_topic_names = self
-            .topics
-            .map(|names| names.iter().map(|name| StrBytes::from(*name)).collect());
-        request.subscribed_topic_regex = self.regex.map(StrBytes::from);
-        request.server_assignor = self.assignor.map(StrBytes::from);
-        request.topic_partitions = self.owned.map(|owned| {
-            let mut by_topic: BTreeMap<TopicId, Vec<i32>> = BTreeMap::new();
-            for (topic, partition) in owned {
-                by_topic.entry(*topic).or_default().push(*partition);
-            }
-            let topics = by_topic.into_iter().map(|(topic, partitions)| {
-                let mut owned = consumer_group_heartbeat_request::TopicPartitions::default();
-                owned.topic_id = topic.into();
-                owned.partitions = partitions;
-                owned
-            });
-            topics.collect()
-        });
         request
     }
 }

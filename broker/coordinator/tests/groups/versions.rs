@@ -18,7 +18,7 @@ use yuxi_protocol::{
     },
 };
 
-use crate::support::*;
+use crate::{consumer_support::*, support::*};
 
 /// API.md, rows 8, 9, 11–14, 15, 16, 28, 42, 47.
 const JOIN: RangeInclusive<i16> = 0..=9;
