@@ -274,7 +274,8 @@ impl TransactionShard {
                     timeout_ms = transaction.timeout_ms,
                     "a transaction was open for too long and is aborted"
                 );
-                transaction.fenced(now_ms)
+                // Nobody else has the id: as in Kafka the producer may go on.
+                transaction.fenced(self.config.version, now_ms)
             } else {
                 transaction.completed(now_ms)
             };

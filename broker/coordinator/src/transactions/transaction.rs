@@ -100,8 +100,9 @@ pub struct Transaction {
     pub start_ms: i64,
     /// When anything last happened.
     pub last_update_ms: i64,
-    /// What the client spoke that ended the last transaction. Not so for a transaction
-    /// that was aborted behind its back: that one's epoch is not to be told to it.
+    /// What the client spoke that ended the last transaction: from version 2 on it may ask
+    /// again for its next epoch. Version 0 for a transaction that its successor had aborted:
+    /// that epoch is not to be told to it.
     pub client: TransactionVersion,
 }
 
@@ -168,7 +169,7 @@ impl Transaction {
                     Some(current) => current.epoch,
                     None => ProducerEpoch::NONE,
                 };
-                let mut fenced = self.fenced(now_ms);
+                let mut fenced = self.fenced(TransactionVersion::V0, now_ms);
                 fenced.last_epoch = last_epoch;
                 // Asked again, it gets its epoch once the transaction is gone.
                 return Ok(Step::Write(
@@ -377,12 +378,14 @@ impl Transaction {
         Ok(Step::Write(Box::new(next), Ok(successor)))
     }
 
-    /// The transaction is aborted, and its producer's epoch with it.
-    pub(super) fn fenced(&self, now_ms: i64) -> Self {
+    /// The transaction is aborted though its producer has not asked for that, and goes on,
+    /// if it does, in another epoch. By version 2 of the protocol as `told` it gets that
+    /// when it asks for an abort, too.
+    pub(super) fn fenced(&self, told: TransactionVersion, now_ms: i64) -> Self {
         let mut next = self.clone();
         next.producer.epoch = raised(self.producer.epoch);
         next.last_epoch = ProducerEpoch::NONE;
-        next.client = TransactionVersion::V0;
+        next.client = told;
         next.prepared(false, now_ms)
     }
 

@@ -24,7 +24,11 @@ fn a_transaction_that_is_open_too_long_is_aborted_and_its_producer_fenced() {
         for _ in 0..2 {
             assert_eq!(
                 broker.end("a", own, true, client),
-                Err(ErrorCode::ProducerFenced)
+                Err(if client == OLD {
+                    ErrorCode::ProducerFenced
+                } else {
+                    ErrorCode::InvalidTxnState
+                })
             );
             assert_eq!(
                 broker.add("a", own, &[("t", 0)]),
@@ -40,6 +44,27 @@ fn a_transaction_that_is_open_too_long_is_aborted_and_its_producer_fenced() {
         );
         assert_eq!(broker.init("a"), Ok(producer(1_000, 2)));
     }
+}
+
+#[test]
+fn a_producer_that_was_too_slow_goes_on_in_its_next_epoch_if_it_wanted_an_abort() {
+    let mut broker = Runtime::new();
+    let own = broker.init("a").unwrap();
+    broker.add("a", own, &[("t", 0)]).unwrap();
+    broker.wait(i64::from(TIMEOUT_MS) + broker.config.abort_interval_ms);
+    assert_eq!(
+        broker.end("a", own, false, NEW),
+        Err(ErrorCode::ConcurrentTransactions)
+    );
+    broker.write_markers();
+    broker.reload();
+    let next = broker.end("a", own, false, NEW).unwrap();
+    assert_eq!(next, producer(1_000, 1));
+    assert_eq!(broker.add("a", next, &[("t", 0)]), Ok(()));
+    assert_eq!(
+        broker.end("a", own, false, NEW),
+        Err(ErrorCode::ProducerFenced)
+    );
 }
 
 #[test]
