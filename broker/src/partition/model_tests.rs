@@ -1,13 +1,14 @@
-//! Replicas of one partition, without a network: random appends, fetches, elections,
-//! crashes and proposals, and after every step that nothing acknowledged is lost.
+//! Replicas of one partition, without a network: random appends, transactions, fetches,
+//! elections, crashes and proposals, and after every step that nothing acknowledged is lost
+//! and that no reader of committed records sees into an open transaction.
 
 use super::{tests::replica, *};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use std::{collections::BTreeMap, sync::Arc};
 use yuxi_controller::keys::{LeaderRecovery, PartitionState};
 use yuxi_protocol::{
-    ids::BrokerEpoch,
-    record::{RecordBatchBuilder, batches},
+    ids::{BrokerEpoch, ProducerEpoch, ProducerId},
+    record::{BatchHeader, BatchView, RecordBatchBuilder, batch::NO_SEQUENCE, batches},
 };
 
 const REPLICAS: [i32; 3] = [1, 2, 3];
@@ -27,6 +28,8 @@ struct Model {
     now_ms: i64,
     /// The largest high watermark that was told in an epoch, by replica.
     high_watermarks: BTreeMap<(i32, i32), Offset>,
+    /// How often a transaction was seen to hold readers of committed records back.
+    held_back: usize,
 }
 
 struct Replica {
@@ -59,6 +62,7 @@ impl Model {
             next_value: 0,
             now_ms: 1,
             high_watermarks: BTreeMap::new(),
+            held_back: 0,
         };
         for id in REPLICAS {
             model.start(id, 1);
@@ -126,10 +130,32 @@ impl Model {
     /// Whoever believes that it leads takes it.
     fn append(&mut self, id: i32) {
         let value = self.next_value;
+        let producer_id = ProducerId::new(self.random.random_range(1..=3));
+        let transactional = self.random.random_bool(0.5);
+        let commit = self.random.random_bool(0.5);
+        let ends = self.random.random_bool(0.15);
         let Some(replica) = self.replica(id) else {
             return;
         };
+        if ends {
+            let marker = TxnMarker {
+                producer_id,
+                producer_epoch: ProducerEpoch::new(0),
+                coordinator_epoch: 0,
+                commit,
+                transaction_version: 0,
+            };
+            // Whoever believes that it leads takes it, and nobody waits for it here.
+            let _ = replica.partition.append_marker(&marker, self.now_ms);
+            return;
+        }
         let mut builder = RecordBatchBuilder::new();
+        if transactional {
+            let epoch = ProducerEpoch::new(0);
+            builder = builder
+                .producer(producer_id, epoch, NO_SEQUENCE)
+                .transactional();
+        }
         builder
             .append(self.now_ms, None, Some(&value.to_be_bytes()), &[])
             .expect("a record");
@@ -342,6 +368,15 @@ impl Model {
                 before.is_none_or(|before| before <= offsets.high_watermark),
                 "I14: the high watermark of {id} went back in epoch {epoch}"
             );
+            let first_open = first_open_transaction(&partition, offsets.log_end);
+            assert!(
+                offsets.last_stable <= offsets.high_watermark
+                    && first_open.is_none_or(|first| offsets.last_stable <= first),
+                "I14: {id} shows a transaction that is open since {first_open:?}: {offsets:?}"
+            );
+            if first_open.is_some_and(|first| first < offsets.high_watermark) {
+                self.held_back += 1;
+            }
             let records = records_of(&partition, offsets.log_end);
             for (offset, value) in &self.acknowledged {
                 // Whoever may lead next has everything.
@@ -366,8 +401,38 @@ impl Model {
     }
 }
 
+/// The first offset of the oldest transaction without a marker, as the batches say.
+fn first_open_transaction(partition: &Partition, end: Offset) -> Option<Offset> {
+    let mut open = BTreeMap::new();
+    each_batch(partition, end, |batch| {
+        let header: &BatchHeader = batch.header();
+        let producer = header.producer_id.value();
+        if header.is_control() {
+            open.remove(&producer);
+        } else if header.is_transactional() {
+            open.entry(producer).or_insert(header.base_offset);
+        }
+    });
+    open.into_values().min()
+}
+
 fn records_of(partition: &Partition, end: Offset) -> BTreeMap<i64, u64> {
     let mut records = BTreeMap::new();
+    each_batch(partition, end, |batch| {
+        if batch.header().is_control() {
+            return;
+        }
+        for record in batch.records(1 << 20) {
+            let record = record.expect("a record");
+            let value = record.value.as_deref().expect("a value");
+            let value = u64::from_be_bytes(value.try_into().expect("8 bytes"));
+            records.insert(record.offset.value(), value);
+        }
+    });
+    records
+}
+
+fn each_batch(partition: &Partition, end: Offset, mut visit: impl FnMut(&BatchView<'_>)) {
     partition.with_log(|log, _| {
         let mut at = log.log_start_offset();
         while at < end {
@@ -376,16 +441,10 @@ fn records_of(partition: &Partition, end: Offset) -> BTreeMap<i64, u64> {
             for batch in batches(slice.as_bytes()) {
                 let batch = batch.expect("a batch");
                 at = batch.header().next_offset();
-                for record in batch.records(1 << 20) {
-                    let record = record.expect("a record");
-                    let value = record.value.as_deref().expect("a value");
-                    let value = u64::from_be_bytes(value.try_into().expect("8 bytes"));
-                    records.insert(record.offset.value(), value);
-                }
+                visit(&batch);
             }
         }
     });
-    records
 }
 
 #[test]
@@ -394,7 +453,7 @@ fn whatever_happens_who_may_lead_has_every_acknowledged_record() {
         Ok(seed) => vec![seed.parse().expect("a number")],
         Err(_) => (0..20).collect(),
     };
-    let mut acknowledged = 0;
+    let (mut acknowledged, mut held_back) = (0, 0);
     for seed in seeds {
         eprintln!("YUXI_SEED={seed}");
         let mut model = Model::new(seed);
@@ -402,6 +461,11 @@ fn whatever_happens_who_may_lead_has_every_acknowledged_record() {
             model.step();
         }
         acknowledged += model.acknowledged.len();
+        held_back += model.held_back;
     }
+    assert!(
+        held_back > 100,
+        "transactions held readers back {held_back} times only"
+    );
     assert!(acknowledged > 100, "only {acknowledged} were acknowledged");
 }
