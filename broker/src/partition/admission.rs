@@ -123,7 +123,6 @@ impl Admitted {
     /// The coordinator of the batch's transaction was asked with this guard, and knows of
     /// the partition.
     #[must_use]
-    #[allow(dead_code, reason = "Produce asks with the transaction coordinator")]
     pub(crate) fn verified(mut self, guard: VerificationGuard) -> Self {
         self.guard = Some(guard);
         self

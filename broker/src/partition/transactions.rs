@@ -41,7 +41,6 @@ impl Partition {
     /// The guard with which the coordinator must be asked before a batch of a client's
     /// transaction is appended ([`Admitted::verified`]); `None` if this transaction is open
     /// here already, under this very epoch.
-    #[allow(dead_code, reason = "Produce asks with the transaction coordinator")]
     pub(crate) fn needs_verification(
         &self,
         producer_id: ProducerId,

@@ -26,7 +26,7 @@ use yuxi_protocol::{
 const ID: &str = "tx";
 
 /// Who a producer is: number and epoch.
-type Who = (i64, i16);
+pub(crate) type Who = (i64, i16);
 
 fn init(transactional_id: &str, timeout_ms: i32, who: Who) -> InitProducerIdRequest {
     message!(InitProducerIdRequest {
@@ -67,7 +67,7 @@ fn end(who: Who, committed: bool) -> EndTxnRequest {
     })
 }
 
-fn transactional(who: Who, sequence: i32, values: &[&str]) -> Bytes {
+pub(crate) fn transactional(who: Who, sequence: i32, values: &[&str]) -> Bytes {
     let builder = RecordBatchBuilder::new()
         .producer(ProducerId::new(who.0), ProducerEpoch::new(who.1), sequence)
         .transactional();
@@ -76,7 +76,7 @@ fn transactional(who: Who, sequence: i32, values: &[&str]) -> Bytes {
 
 impl Client {
     /// A producer with a transactional id, once the coordinator is there.
-    async fn init(&mut self, timeout_ms: i32) -> Who {
+    pub(crate) async fn init(&mut self, timeout_ms: i32) -> Who {
         wait_for("a producer id", async || {
             let find = message!(FindCoordinatorRequest {
                 key: ID.into(),
@@ -90,13 +90,13 @@ impl Client {
     }
 
     /// Produces to partition 0 in a transaction; the error.
-    async fn write_in(&mut self, version: i16, topic: &str, batch: Bytes) -> i16 {
+    pub(crate) async fn write_in(&mut self, version: i16, topic: &str, batch: Bytes) -> i16 {
         let mut request = produce_request(topic, 0, -1, batch);
         request.transactional_id = Some(ID.into());
         only_partition(self.ask(version, &request).await).error_code
     }
 
-    async fn add(&mut self, who: Who, partitions: &[(&str, i32)]) -> Vec<i16> {
+    pub(crate) async fn add(&mut self, who: Who, partitions: &[(&str, i32)]) -> Vec<i16> {
         let answer = self.ask(3, &add(who, partitions)).await;
         answer
             .results_by_topic_v3_and_below
@@ -106,7 +106,7 @@ impl Client {
             .collect()
     }
 
-    async fn end(&mut self, version: i16, who: Who, committed: bool) -> EndTxnResponse {
+    pub(crate) async fn end(&mut self, version: i16, who: Who, committed: bool) -> EndTxnResponse {
         self.ask(version, &end(who, committed)).await
     }
 

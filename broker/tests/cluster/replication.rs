@@ -1,6 +1,7 @@
 //! Records on several brokers, and what becomes of them when some go.
 
-use crate::support::{Cluster, produce, wait_for};
+use crate::support::{Cluster, produce, soon, wait_for};
+use yuxi_client::{Record, TransactionalProducer};
 use yuxi_controller::keys::PartitionState;
 
 fn isr_is(count: usize) -> impl Fn(&PartitionState) -> bool {
@@ -146,4 +147,78 @@ async fn deleted_records_are_deleted_on_every_replica() {
         started.elapsed()
     );
     assert_eq!(cluster.values("t", 0).await[0], (6, "6".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_of_committed_records_see_whole_transactions_though_the_leader_is_killed() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    cluster.create_topic("t", &[2, 1, 3], &[]).await;
+    let record = |value: &str| {
+        let mut record = Record::new("t", value.to_owned());
+        record.partition = Some(0);
+        record
+    };
+    let mut config = cluster.config();
+    config.set("transactional.id", "tx").expect("valid");
+    let producer = soon("a producer", TransactionalProducer::connect(config));
+    let mut producer = producer.await.expect("a producer");
+    for (value, commit) in [("aborted", false), ("committed", true)] {
+        let transaction = soon("a transaction", producer.begin())
+            .await
+            .expect("begun");
+        soon("a delivery", transaction.send(record(value)))
+            .await
+            .expect("acknowledged");
+        let ended = if commit {
+            soon("a commit", transaction.commit()).await
+        } else {
+            soon("an abort", transaction.abort()).await
+        };
+        ended.expect("ended");
+    }
+    let seen = async |cluster: &Cluster| {
+        let values = cluster.values("t", 0).await.into_iter();
+        values.map(|(_, value)| value).collect::<Vec<_>>()
+    };
+    wait_for("the marker", async || {
+        (seen(&cluster).await == ["committed"]).then_some(())
+    })
+    .await;
+
+    let transaction = soon("a transaction", producer.begin())
+        .await
+        .expect("begun");
+    soon("a delivery", transaction.send(record("first")))
+        .await
+        .expect("acknowledged");
+    cluster.kill(2).await;
+    cluster
+        .until("t", 0, "the next leader", |state| state.leader.value() == 1)
+        .await;
+    assert_eq!(
+        seen(&cluster).await,
+        ["committed"],
+        "it is open under the next leader, too"
+    );
+    soon("a delivery", transaction.send(record("second")))
+        .await
+        .expect("acknowledged by the next leader");
+    soon("a commit", transaction.commit())
+        .await
+        .expect("committed");
+    let whole = ["committed", "first", "second"];
+    wait_for("the marker", async || {
+        (seen(&cluster).await == whole).then_some(())
+    })
+    .await;
+
+    cluster.start_broker(2).await;
+    cluster.until("t", 0, "a full ISR", isr_is(3)).await;
+    cluster.kill(1).await;
+    cluster
+        .until("t", 0, "another leader", |state| {
+            state.leader.value() != 1 && state.leader.value() >= 0
+        })
+        .await;
+    assert_eq!(seen(&cluster).await, whole);
 }
