@@ -38,7 +38,7 @@ fn fill_keyed(mut builder: RecordBatchBuilder, records: &[(&str, Option<&str>)])
     builder.build().unwrap()
 }
 
-fn go_on() -> impl FnMut(u64) -> ControlFlow<()> {
+pub(super) fn go_on() -> impl FnMut(u64) -> ControlFlow<()> {
     |_| ControlFlow::Continue(())
 }
 
@@ -50,7 +50,11 @@ fn planned(log: &mut Log, from: Option<i64>, now_ms: i64) -> Result<Cleaning, Co
         .index_keys(MEMORY, &mut go_on())
 }
 
-fn swap_in(log: &mut Log, cleaning: &mut Cleaning, now_ms: i64) -> Result<(), CompactionError> {
+pub(super) fn swap_in(
+    log: &mut Log,
+    cleaning: &mut Cleaning,
+    now_ms: i64,
+) -> Result<(), CompactionError> {
     while let Some(mut cleaned) = cleaning.clean_next(&mut go_on())? {
         if !log.begin_swap(&mut cleaned)? {
             return Err(CompactionError::Abandoned);
@@ -71,10 +75,10 @@ fn clean(log: &mut Log, from: Option<i64>, now_ms: i64) -> i64 {
     cleaning.cleaned_to().value()
 }
 
-type Seen = (i64, String, Option<String>);
+pub(super) type Seen = (i64, String, Option<String>);
 
 /// The records of the log, as a reader sees them.
-fn records(log: &Log) -> Vec<Seen> {
+pub(super) fn records(log: &Log) -> Vec<Seen> {
     let mut seen = Vec::new();
     for (_, _, bytes) in read_all(log, log.log_start_offset(), 3000) {
         let batch = BatchView::parse(&bytes).unwrap();

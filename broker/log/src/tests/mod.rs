@@ -2,6 +2,7 @@
 
 mod append;
 mod compaction;
+mod compaction_model;
 mod crash;
 mod model;
 mod producers;
