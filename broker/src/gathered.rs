@@ -4,21 +4,27 @@ use crate::{
     metrics::{ClusterState, Gathered, PartitionState, Readiness},
     node::Node,
     partition::{Partition, Status},
+    time,
 };
 use std::sync::Arc;
 use yuxi_controller::image::ClusterImage;
 use yuxi_protocol::ids::BrokerId;
 
+/// How long after the largest time-out of transactions one counts as late, as in Kafka.
+const LATE_AFTER_MS: i64 = 5 * 60_000;
+
 /// Looks at every partition, one lock at a time.
 pub(crate) fn gather(node: &Node) -> Gathered {
     let image = node.image();
+    let longest_ms = i64::from(node.settings.transaction_max_timeout_ms) + LATE_AFTER_MS;
+    let late_before_ms = time::now_ms() - longest_ms;
     Gathered {
         readiness: node.readiness(),
         partitions: node
             .replicas
             .all()
             .iter()
-            .map(|partition| describe(partition, &image))
+            .map(|partition| describe(partition, &image, late_before_ms))
             .collect(),
         controls: image
             .controller()
@@ -30,7 +36,7 @@ pub(crate) fn gather(node: &Node) -> Gathered {
     }
 }
 
-fn describe(partition: &Partition, image: &ClusterImage) -> PartitionState {
+fn describe(partition: &Partition, image: &ClusterImage, late_before_ms: i64) -> PartitionState {
     let id = partition.id();
     let Status {
         is_leader,
@@ -42,6 +48,7 @@ fn describe(partition: &Partition, image: &ClusterImage) -> PartitionState {
         size_bytes,
         segments,
         producers,
+        oldest_transaction_ms,
     } = partition.status();
     let replicas = image
         .partition(&id.topic, id.partition)
@@ -56,6 +63,7 @@ fn describe(partition: &Partition, image: &ClusterImage) -> PartitionState {
         lag,
         last_stable_lag: offsets.high_watermark.since(offsets.last_stable),
         producers,
+        has_late_transaction: oldest_transaction_ms.is_some_and(|last| last < late_before_ms),
         log_start_offset: offsets.log_start.value(),
         log_end_offset: offsets.log_end.value(),
         size_bytes,

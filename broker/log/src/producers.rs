@@ -144,7 +144,10 @@ pub(crate) struct PendingProducers {
 
 #[derive(Debug)]
 enum Change {
-    Began(Offset),
+    Began {
+        producer_id: ProducerId,
+        first: Offset,
+    },
     Ended {
         producer_id: ProducerId,
         first: Offset,
@@ -164,9 +167,9 @@ impl Producers {
             transactions: Transactions::default(),
         };
         producers.remove_expired(now_ms, expiration_ms);
-        for entry in producers.entries.values() {
+        for (id, entry) in &producers.entries {
             if let Some(first) = entry.transaction_first_offset {
-                producers.transactions.began(first);
+                producers.transactions.began(first, *id);
             }
         }
         producers
@@ -257,7 +260,10 @@ impl Producers {
         });
         entry.last_timestamp = header.max_timestamp;
         if begins {
-            pending.changes.push(Change::Began(base_offset));
+            pending.changes.push(Change::Began {
+                producer_id: header.producer_id,
+                first: base_offset,
+            });
         }
         Ok(())
     }
@@ -307,7 +313,7 @@ impl Producers {
         let mut aborted = Vec::new();
         for change in pending.changes {
             match change {
-                Change::Began(first) => self.transactions.began(first),
+                Change::Began { producer_id, first } => self.transactions.began(first, producer_id),
                 Change::Ended {
                     producer_id,
                     first,

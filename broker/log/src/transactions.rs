@@ -6,7 +6,7 @@
 //! too, since only then it is certain to stay. Invariant: an offset is in one of the two
 //! sets while its transaction is unstable, and in neither before nor after.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use yuxi_protocol::{
     ids::{Offset, ProducerId},
@@ -24,7 +24,7 @@ use crate::{
 /// The unstable transactions of a log, by their first offsets.
 #[derive(Debug, Default)]
 pub(crate) struct Transactions {
-    open: BTreeSet<Offset>,
+    open: BTreeMap<Offset, ProducerId>,
     /// Those with a marker that may not be below the high watermark yet.
     decided: BTreeSet<Offset>,
     /// The same by their markers, which increase.
@@ -38,8 +38,8 @@ struct Decided {
 }
 
 impl Transactions {
-    pub(crate) fn began(&mut self, first: Offset) {
-        self.open.insert(first);
+    pub(crate) fn began(&mut self, first: Offset, producer_id: ProducerId) {
+        self.open.insert(first, producer_id);
     }
 
     /// The transaction that began at `first` has its marker. Returns where the oldest of
@@ -62,7 +62,7 @@ impl Transactions {
     }
 
     fn first_open(&self) -> Option<Offset> {
-        self.open.first().copied()
+        self.open.first_key_value().map(|(first, _)| *first)
     }
 
     fn first_unstable(&self) -> Option<Offset> {
@@ -87,6 +87,12 @@ impl Log {
     /// The first offset of the oldest transaction without a marker.
     pub fn first_undecided_offset(&self) -> Option<Offset> {
         self.producers.transactions().first_open()
+    }
+
+    /// When the producer of the oldest transaction without a marker wrote last.
+    pub fn oldest_transaction_ms(&self) -> Option<i64> {
+        let (_, id) = self.producers.transactions().open.first_key_value()?;
+        Some(self.producer(*id)?.last_timestamp)
     }
 
     /// Up to where a reader of committed records may see: the first offset of the oldest

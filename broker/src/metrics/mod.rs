@@ -123,6 +123,8 @@ pub(crate) struct PartitionState {
     pub(crate) last_stable_lag: i64,
     /// How many idempotent producers are remembered.
     pub(crate) producers: usize,
+    /// Whether a transaction is open for longer than its coordinator lets it.
+    pub(crate) has_late_transaction: bool,
     /// The first offset.
     pub(crate) log_start_offset: i64,
     /// The offset that the next record gets.
@@ -238,6 +240,9 @@ gauges!(BROKER_GAUGES of Gathered {
     /// Idempotent producers that the partitions here remember, each counted once a partition.
     "kafka_server_replicamanager_produceridcount" =
         |state| state.partitions.iter().map(|p| p.producers as i64).sum();
+    /// Partitions here with a transaction that should have been ended minutes ago.
+    "kafka_server_replicamanager_partitionswithlatetransactionscount" =
+        |state| state.count(|p| p.has_late_transaction);
     /// 1 if this broker is the controller.
     "kafka_controller_kafkacontroller_activecontrollercount" =
         |state| i64::from(state.controls.is_some());

@@ -129,6 +129,7 @@ fn what_is_true_at_the_scrape_is_told_of_each_partition_and_in_sum() {
         is_under_min_isr: false,
         last_stable_lag: 4,
         producers: 5,
+        has_late_transaction: is_leader,
         log_start_offset: 3,
         log_end_offset: 10,
         size_bytes: 4096,
@@ -157,6 +158,10 @@ fn what_is_true_at_the_scrape_is_told_of_each_partition_and_in_sum() {
         "kafka_cluster_partition_laststableoffsetlag{topic=\"a\",partition=\"0\"} 4",
     );
     has(&text, "kafka_server_replicamanager_produceridcount 10");
+    has(
+        &text,
+        "kafka_server_replicamanager_partitionswithlatetransactionscount 1",
+    );
     has(
         &text,
         "kafka_controller_kafkacontroller_activecontrollercount 0",

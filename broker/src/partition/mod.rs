@@ -119,6 +119,8 @@ pub(crate) struct Status {
     pub(crate) segments: usize,
     /// How many idempotent producers are remembered.
     pub(crate) producers: usize,
+    /// When the producer of the oldest open transaction wrote last.
+    pub(crate) oldest_transaction_ms: Option<i64>,
 }
 
 /// One partition on this broker.
@@ -343,6 +345,7 @@ impl Partition {
             size_bytes: state.log.size_bytes(),
             segments: state.log.segments().len(),
             producers: state.log.active_producers().len(),
+            oldest_transaction_ms: state.log.oldest_transaction_ms(),
         }
     }
 

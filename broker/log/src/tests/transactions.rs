@@ -86,6 +86,9 @@ fn readers_wait_for_open_transactions_and_for_markers_that_may_go_again() {
     log.high_watermark_moved(offset(7));
     assert_eq!(stable(&log, 7), 7);
     assert_eq!(aborted(&log), [(2, 4, 6, 7)]);
+    assert_eq!(log.oldest_transaction_ms(), None);
+    begin(&mut log, 3);
+    assert_eq!(log.oldest_transaction_ms(), Some(NOW));
 }
 
 #[test]
