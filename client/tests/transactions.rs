@@ -5,13 +5,13 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use support::clients::config;
+use support::clients::{config, fill, poll_until};
 use support::{FakeCluster, Fault, TOPIC};
 use yuxi_client::consumer::{CommittedOffset, GroupMetadata};
 use yuxi_client::producer::Ending;
 use yuxi_client::protocol::error_code::ErrorCode;
 use yuxi_client::protocol::ids::TopicPartition;
-use yuxi_client::{Error, Record, TransactionError, TransactionalProducer};
+use yuxi_client::{Consumer, Error, Record, TransactionError, TransactionalProducer};
 
 const ADD_PARTITIONS: i16 = 24;
 const END: i16 = 26;
@@ -379,4 +379,32 @@ async fn a_producer_without_an_id_has_no_transactions_and_one_with_it_nothing_el
     assert!(yuxi_client::Producer::connect(with_id).await.is_err());
     let careless = config(&cluster, &[("transactional.id", "id"), ("acks", "1")]);
     assert!(TransactionalProducer::connect(careless).await.is_err());
+}
+
+#[tokio::test]
+async fn a_consumer_that_rewinds_reads_again_what_was_not_committed() {
+    let cluster = FakeCluster::start(1, 1).await;
+    fill(&cluster, 3).await;
+    let settings = [
+        ("group.id", "g"),
+        ("auto.offset.reset", "earliest"),
+        ("enable.auto.commit", "false"),
+    ];
+    let consumer = Consumer::connect(config(&cluster, &settings)).await;
+    let mut consumer = consumer.expect("the fake broker answers");
+    consumer.subscribe([TOPIC.into()]).expect("a group");
+    for _ in 0..2 {
+        let values = poll_until(&mut consumer, 3).await.expect("nothing fatal");
+        assert_eq!(values, ["0", "1", "2"]);
+        consumer.rewind().await.expect("the coordinator answers");
+    }
+    let mut offsets = offset_of_seven();
+    for committed in offsets.values_mut() {
+        committed.offset = 2;
+    }
+    let committed = consumer.commit_offsets(offsets).await;
+    committed.expect("the coordinator answers");
+    consumer.rewind().await.expect("the coordinator answers");
+    let values = poll_until(&mut consumer, 1).await.expect("nothing fatal");
+    assert_eq!(values, ["2"]);
 }
