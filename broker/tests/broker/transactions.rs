@@ -474,26 +474,29 @@ async fn a_transaction_ends_though_a_partition_of_it_is_gone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_behind_one_that_waits_for_the_coordinator_do_not_overtake_it() {
+    const COUNT: i32 = 200;
     let server = Server::start().await;
     let mut client = server.client().await;
-    client.create_topic("t", 1, &[]).await;
+    // Acknowledgements wait for an fsync, so that many requests are under way.
+    client
+        .create_topic("t", 1, &[("flush.messages", "1")])
+        .await;
     let who = client.init(60_000).await;
-    let mut frames = Vec::new();
     let mut ids = Vec::new();
-    for sequence in 0..20 {
+    for sequence in 0..COUNT {
         let batch = transactional(who, sequence, &[&sequence.to_string()]);
         let mut request = produce_request("t", 0, -1, batch);
         request.transactional_id = Some(ID.into());
         let (id, frame) = client.encode(12, &request);
         ids.push(id);
-        frames.extend_from_slice(&frame);
+        // One by one, so that some come when the first has its answer from the coordinator.
+        client.write(&frame).await;
     }
-    client.write(&frames).await;
     for id in ids {
         let answer = only_partition(client.receive(id, 12).await);
         assert_eq!(answer.error_code, 0);
     }
-    let expected: Vec<_> = (0..20).map(|n: i32| n.to_string()).collect();
+    let expected: Vec<_> = (0..COUNT).map(|n| n.to_string()).collect();
     assert_eq!(client.values("t", 0).await, expected);
     server.shutdown().await;
 }
