@@ -32,7 +32,10 @@ const MAX_REST: Duration = Duration::from_secs(1);
 const MAX_WAIT: Duration = Duration::from_millis(50);
 
 /// A log that could not be compacted for want of room is tried again after this.
-const RETRY_AFTER_MS: i64 = 60_000;
+const RETRY_FULL_MS: i64 = 60_000;
+
+/// One whose segments changed meanwhile is tried again after this: they may go on changing.
+const RETRY_CHANGED_MS: i64 = 1000;
 
 /// A partition of one life of its topic.
 type Key = (TopicId, PartitionId);
@@ -49,7 +52,7 @@ pub(crate) struct Cleaner {
 struct State {
     in_progress: HashSet<Key>,
     uncleanable: HashSet<Key>,
-    /// Logs that had no room, and when they are tried again.
+    /// Logs that had no room or changed meanwhile, and when they are tried again.
     retry_ms: HashMap<Key, i64>,
     last: LastRun,
 }
@@ -300,7 +303,7 @@ impl Job {
             Ok(Some(stats)) => return self.done(stats, started.elapsed()),
             Err(CompactionError::Abandoned) => {
                 tracing::debug!(partition = %self.partition.id(), "a compaction was abandoned");
-                return;
+                return self.retry_after(RETRY_CHANGED_MS);
             }
             Err(CompactionError::Log(error)) => error,
         };
@@ -311,12 +314,16 @@ impl Job {
                     partition = %partition.id(), %error,
                     "there is no room to compact the log; it stays as it is and is tried again"
                 );
-                let at_ms = time::now_ms().saturating_add(RETRY_AFTER_MS);
-                let retry_ms = &mut self.node.cleaner.state().retry_ms;
-                retry_ms.insert(key_of(partition), at_ms);
+                self.retry_after(RETRY_FULL_MS);
             }
             _ => self.node.cleaner.give_up(partition, &error),
         }
+    }
+
+    fn retry_after(&self, ms: i64) {
+        let at_ms = time::now_ms().saturating_add(ms);
+        let retry_ms = &mut self.node.cleaner.state().retry_ms;
+        retry_ms.insert(key_of(&self.partition), at_ms);
     }
 
     fn clean(&self) -> Result<Option<CompactionStats>, CompactionError> {

@@ -85,6 +85,7 @@ def compacted(broker, topic, sent):
     return found
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_what_compaction_leaves_is_read_by_kafkas_tools(new_broker, jvm, how):
     broker = new_broker(EAGER)
@@ -147,6 +148,7 @@ def test_settings_of_compaction_that_make_no_sense_are_refused(broker, name, set
     assert refused.value.args[0].code() == KafkaError.INVALID_CONFIG
 
 
+@pytest.mark.timeout(300)
 def test_a_transaction_reads_the_same_before_and_after(new_broker, jvm):
     """Committed, aborted and superseded records, then the files by Kafka's tools."""
     broker = new_broker({**EAGER, "transaction.state.log.replication.factor": "1", "transaction.state.log.min.isr": "1"})
