@@ -93,7 +93,8 @@ def test_a_zombie_is_fenced(new_broker):
     wait_until(lambda: committed(broker, "t") == ["alive"], "the transaction of the living", 30)
 
 
-def test_each_input_counts_once_whatever_is_aborted(new_broker):
+@pytest.mark.parametrize("group_protocol", ["classic", "consumer"])
+def test_each_input_counts_once_whatever_is_aborted(new_broker, group_protocol):
     broker = new_broker(ALONE)
     create(broker, "in")
     create(broker, "out")
@@ -103,7 +104,7 @@ def test_each_input_counts_once_whatever_is_aborted(new_broker):
     assert source.flush(30) == 0
     consumer = Consumer({
         "bootstrap.servers": broker.bootstrap, "group.id": "g", "auto.offset.reset": "earliest",
-        "enable.auto.commit": False, "isolation.level": "read_committed",
+        "enable.auto.commit": False, "isolation.level": "read_committed", "group.protocol": group_protocol,
     })  # fmt: skip
     consumer.subscribe(["in"])
     producer = transactional(broker, "app")

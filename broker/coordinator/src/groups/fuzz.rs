@@ -101,15 +101,15 @@ fn write_and_read_back(record: GroupRecord) {
                 written,
             )
         }
-        // Read for what older versions wrote, and only ever deleted.
-        GroupRecord::Consumer(ConsumerRecord::PartitionMetadata { .. }) => return,
+        // What older versions wrote is only ever deleted.
+        GroupRecord::Consumer(ConsumerRecord::PartitionMetadata { .. })
+        | GroupRecord::OffsetCommit { value: None, .. }
+        | GroupRecord::GroupMetadata { value: None, .. }
+        | GroupRecord::Other { .. } => return,
         GroupRecord::Consumer(record) => {
             let written = consumer::records::to_record(&record);
             (GroupRecord::Consumer(record), written)
         }
-        GroupRecord::OffsetCommit { value: None, .. }
-        | GroupRecord::GroupMetadata { value: None, .. }
-        | GroupRecord::Other { .. } => return,
     };
     assert_eq!(
         records::decode(&written.key, written.value.as_ref()),
