@@ -4,12 +4,15 @@ to the same partition of the output, in one transaction with the offsets that we
 Usage: transform.py BOOTSTRAP APPLICATION-ID INPUT OUTPUT
 """
 
+import os
 import signal
 import sys
 
 from confluent_kafka import Consumer, KafkaException, Producer
 
 BATCH = 200
+TRIES = 3
+PATIENCE_S = 10
 
 
 def begin_anew(consumer):
@@ -21,13 +24,19 @@ def begin_anew(consumer):
 
 
 def insist(call, *arguments):
-    """Repeats what librdkafka says may be repeated, such as a commit whose answer was lost."""
-    while True:
+    """Repeats what librdkafka says may be repeated, such as a commit whose answer was lost. Not for ever: of a
+    request whose broker has left the metadata, librdkafka 2.16 may keep saying that it is under way and
+    never send it again. Then the program ends, and is started again."""
+    for _ in range(TRIES):
         try:
             return call(*arguments)
         except KafkaException as error:
             if not error.args[0].retriable():
                 raise
+            print(f"{error.args[0].str()}: again", flush=True)
+    print(f"{call.__name__} did not come to an end in {TRIES} tries", flush=True)
+    # In an orderly way it would wait for that request.
+    os._exit(1)
 
 
 def main():
@@ -41,7 +50,7 @@ def main():
         "bootstrap.servers": bootstrap, "transactional.id": application, "transaction.timeout.ms": 10_000,
     })
     consumer.subscribe([source])
-    insist(producer.init_transactions, 60)
+    insist(producer.init_transactions, PATIENCE_S)
     print("started", flush=True)
     running = True
 
@@ -60,15 +69,15 @@ def main():
                 producer.produce(target, message.value().upper(), message.key(), message.partition())
                 producer.poll(0)
             positions = consumer.position(consumer.assignment())
-            insist(producer.send_offsets_to_transaction, positions, consumer.consumer_group_metadata(), 30)
-            insist(producer.commit_transaction, 30)
+            insist(producer.send_offsets_to_transaction, positions, consumer.consumer_group_metadata(), PATIENCE_S)
+            insist(producer.commit_transaction, PATIENCE_S)
         except KafkaException as error:
             failure = error.args[0]
             print(f"{failure.name()}: {failure.str()}", flush=True)
             if not failure.txn_requires_abort():
                 # Somebody else is this producer now, or nobody: the next start sorts it out.
                 return 1
-            insist(producer.abort_transaction, 60)
+            insist(producer.abort_transaction, PATIENCE_S)
             begin_anew(consumer)
     consumer.close()
     return 0
