@@ -222,3 +222,43 @@ async fn readers_of_committed_records_see_whole_transactions_though_the_leader_i
         .await;
     assert_eq!(seen(&cluster).await, whole);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_begins_anew_reads_a_compacted_log_and_can_lead() {
+    let eager = [
+        ("log.cleaner.backoff.ms", "20"),
+        ("log.cleaner.min.cleanable.ratio", "0"),
+        ("log.segment.delete.delay.ms", "0"),
+    ];
+    let mut cluster = Cluster::start(3, &eager).await;
+    let configs = [("cleanup.policy", "compact"), ("segment.bytes", "1000")];
+    cluster.create_topic("t", &[1, 2, 3], &configs).await;
+    let producer = cluster.producer().await;
+    for number in 0..200 {
+        let mut record = Record::new("t", number.to_string()).with_key(format!("{}", number % 5));
+        record.partition = Some(0);
+        soon("a delivery", producer.send(record))
+            .await
+            .expect("acknowledged");
+    }
+    wait_for("the compaction", async || {
+        (cluster.values("t", 0).await.len() < 40).then_some(())
+    })
+    .await;
+
+    cluster.shut_down(2).await;
+    std::fs::remove_dir_all(cluster.data_dir(2).join("t-0")).expect("removed");
+    cluster.start_broker(2).await;
+    cluster.until("t", 0, "a full ISR", isr_is(3)).await;
+    let led_by_2 = |state: &PartitionState| state.leader.value() == 2;
+    cluster.kill(1).await;
+    cluster.until("t", 0, "the next leader", led_by_2).await;
+
+    let found = cluster.values("t", 0).await;
+    for (offset, value) in &found {
+        assert_eq!(*value, offset.to_string(), "every record is where it was");
+    }
+    let last: Vec<_> = found.iter().rev().take(5).map(|(at, _)| *at).collect();
+    assert_eq!(last, [199, 198, 197, 196, 195]);
+    assert!(found.len() < 40, "{}", found.len());
+}
