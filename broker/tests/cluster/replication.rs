@@ -170,9 +170,9 @@ async fn readers_of_committed_records_see_whole_transactions_though_the_leader_i
             .await
             .expect("acknowledged");
         let ended = if commit {
-            soon("a commit", transaction.commit()).await
+            soon("a commit", Box::pin(transaction.commit())).await
         } else {
-            soon("an abort", transaction.abort()).await
+            soon("an abort", Box::pin(transaction.abort())).await
         };
         ended.expect("ended");
     }
@@ -203,7 +203,7 @@ async fn readers_of_committed_records_see_whole_transactions_though_the_leader_i
     soon("a delivery", transaction.send(record("second")))
         .await
         .expect("acknowledged by the next leader");
-    soon("a commit", transaction.commit())
+    soon("a commit", Box::pin(transaction.commit()))
         .await
         .expect("committed");
     let whole = ["committed", "first", "second"];
