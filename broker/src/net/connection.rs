@@ -5,7 +5,7 @@
 //! soon as it is read, without waiting for the answers before it, unless its API
 //! says that it must see the effects of those before it ([`Order::InTurn`]).
 
-use super::{answer::Outbox, limits::Spent};
+use super::answer::Outbox;
 use crate::{
     api::{self, Order, Request, Started, Timing},
     node::Node,
@@ -229,14 +229,13 @@ impl Connection {
                 return Ok(());
             }
             if self.permit.is_none() {
-                self.permit = match self.node.byte_budget.try_take(size) {
-                    Ok(permit) => permit,
-                    Err(Spent) => {
-                        // The answers that are ready go out first: whoever waits for them
-                        // may be the one that holds the budget.
-                        self.send_answers().await?;
-                        self.node.byte_budget.take(size).await
-                    }
+                self.permit = if let Ok(permit) = self.node.byte_budget.try_take(size) {
+                    permit
+                } else {
+                    // The answers that are ready go out first: whoever waits for them may
+                    // be the one that holds the budget.
+                    self.send_answers().await?;
+                    self.node.byte_budget.take(size).await
                 };
             }
             if self.buffer.len() < 4 + size {

@@ -181,7 +181,7 @@ async fn readers_of_committed_records_see_whole_transactions_though_the_leader_i
         values.map(|(_, value)| value).collect::<Vec<_>>()
     };
     wait_for("the marker", async || {
-        (seen(&cluster).await == ["committed"]).then_some(())
+        (Box::pin(seen(&cluster)).await == ["committed"]).then_some(())
     })
     .await;
 
@@ -208,7 +208,7 @@ async fn readers_of_committed_records_see_whole_transactions_though_the_leader_i
         .expect("committed");
     let whole = ["committed", "first", "second"];
     wait_for("the marker", async || {
-        (seen(&cluster).await == whole).then_some(())
+        (Box::pin(seen(&cluster)).await == whole).then_some(())
     })
     .await;
 

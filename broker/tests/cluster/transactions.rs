@@ -26,7 +26,7 @@ async fn cluster(extra: &[(&str, &str)]) -> Cluster {
 async fn producer(cluster: &Cluster) -> TransactionalProducer {
     let mut config = cluster.config();
     config.transactional_id = Some(ID.to_owned());
-    config.transaction_timeout = Duration::from_secs(60);
+    config.transaction_timeout = Duration::from_mins(1);
     soon("a producer", TransactionalProducer::connect(config))
         .await
         .expect("a producer")
@@ -76,7 +76,7 @@ async fn transact(producer: &mut TransactionalProducer, value: &str, commit: boo
 async fn check(cluster: &Cluster, committed: &[String]) {
     for (topic, _) in TOPICS {
         wait_for("all that is committed", async || {
-            let values = cluster.values(topic, 0).await;
+            let values = Box::pin(cluster.values(topic, 0)).await;
             let values: Vec<_> = values.into_iter().map(|(_, value)| value).collect();
             if values.len() < committed.len() {
                 return None;
@@ -116,12 +116,12 @@ async fn brokers_die(mut cluster: Cluster) {
         }
     }
     assert!(committed.len() > 5, "{committed:?}");
-    check(&cluster, &committed).await;
+    Box::pin(check(&cluster, &committed)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_are_whole_whoever_of_coordinator_and_leaders_dies() {
-    brokers_die(cluster(&[]).await).await;
+    Box::pin(brokers_die(cluster(&[]).await)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -145,7 +145,7 @@ async fn so_they_are_by_the_old_protocol() {
     });
     let answer = soon("a downgrade", answer).await.expect("an answer");
     assert_eq!(answer.error_code, 0, "{:?}", answer.error_message);
-    brokers_die(cluster).await;
+    Box::pin(brokers_die(cluster)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,5 +167,5 @@ async fn a_successor_takes_over_at_another_coordinator() {
         "{refused:?}"
     );
     assert!(transact(&mut alive, "alive", true).await);
-    check(&cluster, &["alive".to_owned()]).await;
+    Box::pin(check(&cluster, &["alive".to_owned()])).await;
 }
