@@ -349,7 +349,7 @@ impl Job {
                 }
                 let swapped = segment
                     .sync_names()
-                    .and_then(|()| self.finish_swap(&segment));
+                    .and_then(|()| self.finish_swap(&mut segment));
                 match swapped {
                     Ok(true) => {}
                     Ok(false) => return Err(CompactionError::Abandoned),
@@ -388,7 +388,7 @@ impl Job {
     }
 
     /// False if the swap was taken back, or the partition is gone.
-    fn finish_swap(&self, segment: &yuxi_log::CleanedSegment) -> Result<bool, LogError> {
+    fn finish_swap(&self, segment: &mut yuxi_log::CleanedSegment) -> Result<bool, LogError> {
         let swapped = self
             .partition
             .with_log(|log, _| log.finish_swap(segment, time::now_ms()));

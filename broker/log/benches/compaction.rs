@@ -72,7 +72,7 @@ fn clean(log: &mut Log) {
     while let Some(mut cleaned) = cleaning.clean_next(&mut pace).unwrap() {
         assert!(log.begin_swap(&mut cleaned).unwrap());
         cleaned.sync_names().unwrap();
-        assert!(log.finish_swap(&cleaned, NOW).unwrap());
+        assert!(log.finish_swap(&mut cleaned, NOW).unwrap());
     }
     assert_eq!(cleaning.cleaned_to(), end);
     log.remove_deleted(NOW + 1);

@@ -24,7 +24,7 @@ use crate::{
     error::LogError,
     file_io, file_names,
     index::OffsetIndex,
-    segment::AppendedBatch,
+    segment::{AppendedBatch, Segment},
     time_index::{TimeIndex, TimestampOffset},
     txn_index::{AbortedTransaction, TxnIndex},
 };
@@ -62,6 +62,7 @@ impl Output {
             has_aborted: false,
             sources: sources.to_vec(),
             stage: Stage::Cleaned,
+            replaced: Vec::new(),
         };
         let log = cleaned.path(file_names::LOG, file_names::CLEANED);
         // The directory may have been renamed, because the partition was deleted.
@@ -211,6 +212,8 @@ pub struct CleanedSegment {
     /// What it was made of.
     pub(super) sources: Vec<Source>,
     pub(super) stage: Stage,
+    /// What it took the place of. To unmap that takes time, which nobody has under the lock.
+    pub(super) replaced: Vec<Segment>,
 }
 
 /// What the files of a cleaned segment are called.

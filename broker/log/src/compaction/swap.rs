@@ -89,9 +89,14 @@ impl Log {
     }
 
     /// Does the swap; false if it has been taken back. Whoever reads the replaced segments
-    /// goes on doing so. An error leaves files half renamed, which only the next opening of
-    /// the log mends: it must not be used any more.
-    pub fn finish_swap(&mut self, cleaned: &CleanedSegment, now_ms: i64) -> Result<bool, LogError> {
+    /// goes on doing so; they are let go of with `cleaned`, best without the lock. An error
+    /// leaves files half renamed, which only the next opening of the log mends: it must not
+    /// be used any more.
+    pub fn finish_swap(
+        &mut self,
+        cleaned: &mut CleanedSegment,
+        now_ms: i64,
+    ) -> Result<bool, LogError> {
         if self.compaction.decided != Some(cleaned.base_offset) {
             return Ok(false);
         }
@@ -111,11 +116,8 @@ impl Log {
         self.unsynced.dir_changed();
         let segment = self.opened(cleaned, now_ms);
         let segment = segment.map_err(LogError::storage(&*self.dir))?;
-        let gone: Vec<_> = self
-            .segments
-            .splice(replaced, [segment])
-            .map(|segment| segment.base_offset())
-            .collect();
+        cleaned.replaced = self.segments.splice(replaced, [segment]).collect();
+        let gone: Vec<_> = cleaned.replaced.iter().map(Segment::base_offset).collect();
         let latest = self.snapshots.latest();
         self.snapshots.remove(|offset| {
             offset != cleaned.base_offset && Some(offset) != latest && gone.contains(&offset)

@@ -60,7 +60,7 @@ pub(super) fn swap_in(
             return Err(CompactionError::Abandoned);
         }
         cleaned.sync_names()?;
-        if !log.finish_swap(&cleaned, now_ms)? {
+        if !log.finish_swap(&mut cleaned, now_ms)? {
             return Err(CompactionError::Abandoned);
         }
     }
@@ -437,7 +437,7 @@ fn a_swap_that_is_decided_is_taken_back_when_the_segments_change() {
             let log = fixture.reopen_crashed(log).unwrap();
             assert_same(&records(&log), &before, "");
         } else {
-            assert!(!log.finish_swap(&cleaned, NOW).unwrap());
+            assert!(!log.finish_swap(&mut cleaned, NOW).unwrap());
             assert_same(&records(&log), &before, "");
         }
         assert!(cleaned_files(&fixture).is_empty());
