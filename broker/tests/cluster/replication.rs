@@ -242,7 +242,7 @@ async fn a_replica_that_begins_anew_reads_a_compacted_log_and_can_lead() {
             .expect("acknowledged");
     }
     wait_for("the compaction", async || {
-        (cluster.values("t", 0).await.len() < 40).then_some(())
+        (Box::pin(cluster.values("t", 0)).await.len() < 40).then_some(())
     })
     .await;
 

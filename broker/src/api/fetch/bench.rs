@@ -49,6 +49,7 @@ impl FetchAnswer {
                 log_start_offset: Offset::ZERO,
                 log_end_offset: Offset::new(100),
                 records: Some(self.records.clone()),
+                aborted: Vec::new(),
                 divergence: None,
                 cannot_grow: false,
                 must_tell_log_start: false,
