@@ -1,7 +1,7 @@
 //! Consumer groups of the new kind (KIP-848): the coordinator decides who reads what, and
 //! each member is brought there by its own heartbeats.
 //!
-//! A [`ConsumerGroup`] belongs to its shard and is exactly what its records in the log say:
+//! A `ConsumerGroup` belongs to its shard and is exactly what its records in the log say:
 //! a request turns into records, and they change the group once they are written. Only
 //! timers and the time of the last look at the topics are not in the log. Three things
 //! move, each following the one before:
