@@ -483,7 +483,7 @@ mod tests {
             "",
             "acls/x",
             "brokers/one",
-            "configs/groups/g",
+            "configs/quotas/g",
             "partitions/x/0",
             "topic",
         ] {
