@@ -1,19 +1,20 @@
 //! Partition directories that the metadata store does not know.
 //!
 //! On the first start on a directory that another broker wrote (Kafka's own, say), its
-//! topics are taken over under their ids, with everything in them. Later, such a
+//! topics are taken over under their ids, with everything in them, and the numbers of their
+//! producers are not given out again. Later, such a
 //! directory was left by a deletion that was cut short, or put there by hand: it is
 //! renamed as Kafka does, `…-stray`, so that a new topic of the name can be made, and
 //! its files are left to the operator.
 
-use crate::{StartError, internal_topics, node::Node};
+use crate::{StartError, internal_topics, node::Node, partition::Partition};
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
 };
 use yuxi_controller::decide::topics::{Adopted, NewTopic, check_name};
-use yuxi_log::StoredPartition;
-use yuxi_protocol::ids::{LeaderEpoch, TopicId};
+use yuxi_log::{Log, StoredPartition};
+use yuxi_protocol::ids::{LeaderEpoch, ProducerId, TopicId};
 
 /// The log in which Kafka's controllers keep their metadata; it is no topic.
 const KAFKA_METADATA: &str = "__cluster_metadata";
@@ -44,11 +45,24 @@ pub(crate) async fn settle_strays(node: &Arc<Node>, adopt: bool) -> Result<(), S
         tracing::info!(topic = created.name, id = %created.id, "a topic was taken over");
     }
     node.caught_up().await;
+    if let Some(last) = last_producer_id(node) {
+        let passed_over = node.producer_ids.pass_over(node, last).await;
+        passed_over.map_err(|error| StartError::Adoption(error.to_string()))?;
+    }
     tracing::info!(
         topics = count,
         "the data directory of another broker was taken over"
     );
     Ok(())
+}
+
+/// The highest number of the producers that the logs here know.
+fn last_producer_id(node: &Node) -> Option<ProducerId> {
+    let of = |partition: &Arc<Partition>| {
+        let ids = |log: &mut Log, _| log.active_producers().map(|(id, _)| id).max();
+        partition.with_log(ids).flatten()
+    };
+    node.replicas.all().iter().filter_map(of).max()
 }
 
 /// One topic for each name, with as many partitions as its largest number says.

@@ -19,12 +19,31 @@ impl ProducerIds {
     pub(crate) async fn next(&self, node: &Node) -> Result<ProducerId, ControllerError> {
         let mut block = self.block.lock().await;
         if block.is_empty() {
-            let allocated = node.controller.allocate_producer_ids().await?;
-            let first = allocated.first.value();
-            *block = first..first + i64::from(allocated.count);
+            *block = allocate(node).await?;
         }
         let id = block.start;
         block.start += 1;
         Ok(ProducerId::new(id))
     }
+
+    /// Gives out none up to `last`: they are in logs that were taken over from another
+    /// cluster, whose producers' sequences a new producer must not be held to.
+    pub(crate) async fn pass_over(
+        &self,
+        node: &Node,
+        last: ProducerId,
+    ) -> Result<(), ControllerError> {
+        let mut block = self.block.lock().await;
+        while block.end <= last.value() {
+            *block = allocate(node).await?;
+        }
+        block.start = block.start.max(last.value() + 1);
+        Ok(())
+    }
+}
+
+async fn allocate(node: &Node) -> Result<Range<i64>, ControllerError> {
+    let allocated = node.controller.allocate_producer_ids().await?;
+    let first = allocated.first.value();
+    Ok(first..first + i64::from(allocated.count))
 }
