@@ -375,6 +375,19 @@ class Cluster:
             states.update({int(number): state for number, state in value.items()})
         return states
 
+    def until_led_by(self, topic, brokers):
+        """Waits until one of these brokers leads a partition of a topic; the states of all its partitions then. On
+        a busy machine all of them may have been replaced, and would be leaders again only minutes later."""
+
+        def look():
+            states = self.partitions(topic)
+            if any(state["leader"] in brokers for state in states.values()):
+                return states
+            self.yuxi("topic", "elect", topic)
+            return None
+
+        return until(look, "one of these brokers leads", 60, every_s=0.1)
+
     def until_in_sync(self, topic, timeout_s=60.0):
         """Waits until every replica of a topic is in sync."""
 
