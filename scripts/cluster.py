@@ -216,6 +216,12 @@ class Etcd(Process):
             raise Failed(f"etcdctl {' '.join(arguments)}: {done.stderr.decode().strip()}")
         return (done.stdout + done.stderr).decode() if done.returncode == 0 else None
 
+    def fsyncs(self):
+        """How many fsyncs of its log took at most so many seconds, by those seconds."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
+            lines = re.findall(r'^etcd_disk_wal_fsync_duration_seconds_bucket{le="(.+)"} (\d+)$', answer.read().decode(), re.M)
+        return {float(at_most): int(count) for at_most, count in lines}
+
     def revision(self):
         return json.loads(self.ctl("get", PREFIX, "-w", "json"))["header"]["revision"]
 
