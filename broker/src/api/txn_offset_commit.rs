@@ -6,7 +6,6 @@ use crate::{
     internal_topics::CONSUMER_OFFSETS, node::Lookup, partition::VerificationGuard,
     transactions::admission::Admission,
 };
-use std::sync::{Mutex, PoisonError};
 use yuxi_coordinator::groups::{GroupRequest, GroupResponse, partition_for};
 use yuxi_protocol::{
     codec::StrBytes,
@@ -99,15 +98,9 @@ async fn admit(
         partitions: vec![(StrBytes::from(CONSUMER_OFFSETS), number)],
         add,
     };
-    let latest = Mutex::new(first);
-    let errors = node
-        .transactions
-        .admit(node, &asked, || {
-            *latest.lock().unwrap_or_else(PoisonError::into_inner) = guard();
-        })
-        .await;
+    let (latest, errors) = node.transactions.admit(node, &asked, guard).await;
     match errors.first().copied() {
-        Some(ErrorCode::None) => Ok(latest.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        Some(ErrorCode::None) => Ok(latest),
         Some(error) => Err(told(error, context.version >= ABORTABLE_FROM)),
         None => Err(ErrorCode::UnknownServerError),
     }

@@ -39,6 +39,11 @@ pub(crate) enum PartitionError {
     )]
     NotVerified { producer_id: ProducerId },
     #[error(
+        "the coordinator was asked about the transaction of producer {producer_id}, but a \
+         marker or another leader came in between"
+    )]
+    VerifiedTooEarly { producer_id: ProducerId },
+    #[error(
         "producer {producer_id} sent sequence {sequence} while sequence {expected} waits for \
          its transaction's coordinator"
     )]
@@ -72,6 +77,9 @@ impl PartitionError {
                 ErrorCode::OffsetOutOfRange
             }
             Self::NotVerified { .. } => ErrorCode::InvalidTxnState,
+            // Every producer tries again on this one, and then the coordinator is asked again.
+            // It may have been a marker of the transaction before, which says nothing of this.
+            Self::VerifiedTooEarly { .. } => ErrorCode::NotEnoughReplicas,
             Self::Overtakes { .. } => ErrorCode::OutOfOrderSequenceNumber,
             Self::Deleted => ErrorCode::UnknownTopicOrPartition,
             Self::Append(error) => append_code(error),

@@ -90,7 +90,8 @@ fn a_transaction_begins_only_with_a_guard_that_no_marker_has_made_worthless() {
     // The transaction is aborted while its coordinator is asked.
     end(&partition, &marker(0, false)).expect("appended");
     let late = first.verified(guard);
-    assert_eq!(append(&partition, &late).map(|_| ()), refused, "I13");
+    let again = Err(ErrorCode::NotEnoughReplicas);
+    assert_eq!(append(&partition, &late).map(|_| ()), again, "I13");
     assert_eq!(partition.offsets().last_stable, Offset::new(1));
     produce(&partition, 0, 0).expect("appended");
     assert_eq!(
@@ -108,6 +109,27 @@ fn a_transaction_begins_only_with_a_guard_that_no_marker_has_made_worthless() {
     partition.become_leader(&state(2, ME), NOW);
     let again = partition.needs_verification(ProducerId::new(8), epoch, 0);
     assert_ne!(guard, again);
+}
+
+#[test]
+fn a_marker_that_comes_twice_does_not_end_the_life_of_the_next_transactions_producer() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let partition = led(directory.path());
+    produce(&partition, 0, 0).expect("appended");
+    let mut second = marker(1, true);
+    second.transaction_version = 2;
+    end(&partition, &second).expect("appended");
+    let next = ProducerEpoch::new(1);
+    let guard = partition.needs_verification(ID, next, 0).expect("a guard");
+    end(&partition, &second).expect("appended again");
+    let batch = batch(&partition, 1, 0, true).verified(guard);
+    let refused = append(&partition, &batch).map(|_| ());
+    assert_eq!(
+        refused,
+        Err(ErrorCode::NotEnoughReplicas),
+        "it may be tried again"
+    );
+    produce(&partition, 1, 0).expect("appended");
 }
 
 #[test]

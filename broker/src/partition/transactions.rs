@@ -137,6 +137,9 @@ impl State {
         self.verifications
             .check(header, batch.guard())
             .map_err(|unverified| match unverified {
+                Unverified::NoGuard if batch.guard().is_some() => {
+                    PartitionError::VerifiedTooEarly { producer_id }
+                }
                 Unverified::NoGuard => PartitionError::NotVerified { producer_id },
                 Unverified::Overtakes { lowest_sequence } => PartitionError::Overtakes {
                     producer_id,

@@ -43,30 +43,16 @@ pub(crate) struct Admission {
 }
 
 impl super::Transactions {
-    /// What the coordinator says of each of the partitions, in their order. Errors are the
-    /// coordinator's own, or say that it could not be asked. It may be asked several times;
-    /// `before_each` takes the partitions' guards anew, since what the coordinator says is
-    /// worth nothing to a guard from before.
-    pub(crate) async fn admit(
+    /// What the coordinator says of each of the partitions, in their order, and the guards
+    /// with which it was asked so. Errors are the coordinator's own, or say that it could not
+    /// be asked.
+    pub(crate) async fn admit<G: PartialEq>(
         &self,
         node: &Arc<Node>,
         asked: &Admission,
-        mut before_each: impl FnMut() + Send,
-    ) -> Vec<ErrorCode> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut rest = FIRST_REST;
-        loop {
-            before_each();
-            let answers = self.ask_coordinator(node, asked).await;
-            // The end of the last transaction is told to its producer before all is marked,
-            // so the next may well begin too early.
-            let too_early = answers.contains(&ErrorCode::ConcurrentTransactions);
-            if !too_early || Instant::now() + rest > deadline {
-                return answers;
-            }
-            sleep(rest).await;
-            rest = (rest * 2).min(LONGEST_REST);
-        }
+        guards: impl FnMut() -> G,
+    ) -> (G, Vec<ErrorCode>) {
+        until_settled(guards, || self.ask_coordinator(node, asked)).await
     }
 
     async fn ask_coordinator(&self, node: &Arc<Node>, asked: &Admission) -> Vec<ErrorCode> {
@@ -90,6 +76,36 @@ impl super::Transactions {
                 all(ErrorCode::CoordinatorNotAvailable)
             }
         }
+    }
+}
+
+/// Asks until the answer counts, at most for [`PATIENCE`]. It does not while the last
+/// transaction is still being ended, nor if a guard that was taken before the question is
+/// worth nothing any more. Each question gets new guards.
+async fn until_settled<G, Asking>(
+    mut guards: impl FnMut() -> G,
+    mut ask: impl FnMut() -> Asking,
+) -> (G, Vec<ErrorCode>)
+where
+    G: PartialEq,
+    Asking: Future<Output = Vec<ErrorCode>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    let mut rest = FIRST_REST;
+    loop {
+        let given = guards();
+        let answers = ask().await;
+        // The end of the last transaction is told to its producer before all is marked, so
+        // the next may well begin too early. And the last marker may come, or come again,
+        // after the guards were taken and before the coordinator has let the next one in.
+        let too_early = answers.contains(&ErrorCode::ConcurrentTransactions);
+        let is_agreed = answers.iter().all(|answer| *answer == ErrorCode::None);
+        let overtaken = is_agreed && guards() != given;
+        if !(too_early || overtaken) || Instant::now() + rest > deadline {
+            return (given, answers);
+        }
+        sleep(rest).await;
+        rest = (rest * 2).min(LONGEST_REST);
     }
 }
 
@@ -189,5 +205,46 @@ impl Admission {
                 found(topic, *partition).unwrap_or(ErrorCode::UnknownServerError)
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// Asks with guards that are the number of markers so far. Each question is answered by
+    /// the next of `script`: what the coordinator says, and whether a marker came meanwhile.
+    async fn settle(script: &[(ErrorCode, bool)]) -> (u32, ErrorCode, usize) {
+        let (markers, asked) = (Cell::new(0), Cell::new(0));
+        let ask = async || {
+            let (answer, marker_came) = script[asked.get().min(script.len() - 1)];
+            asked.set(asked.get() + 1);
+            markers.set(markers.get() + u32::from(marker_came));
+            vec![answer]
+        };
+        let (guard, answers) = until_settled(|| markers.get(), ask).await;
+        (guard, answers[0], asked.get())
+    }
+
+    #[tokio::test]
+    async fn the_coordinator_is_asked_again_if_a_marker_came_after_the_guard_was_taken() {
+        let agreed = ErrorCode::None;
+        assert_eq!(settle(&[(agreed, false)]).await, (0, agreed, 1));
+        // The marker of the last transaction comes a second time, late.
+        let script = [(agreed, true), (agreed, true), (agreed, false)];
+        assert_eq!(settle(&script).await, (2, agreed, 3));
+        let too_early = ErrorCode::ConcurrentTransactions;
+        let script = [(too_early, true), (agreed, true), (agreed, false)];
+        assert_eq!(settle(&script).await, (2, agreed, 3));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_final_and_questions_end() {
+        let refused = ErrorCode::InvalidProducerEpoch;
+        assert_eq!(settle(&[(refused, true)]).await, (0, refused, 1));
+        let (_, answer, asked) = settle(&[(ErrorCode::None, true)]).await;
+        assert_eq!(answer, ErrorCode::None);
+        assert!((5..200).contains(&asked), "{asked}");
     }
 }

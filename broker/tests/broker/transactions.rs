@@ -7,6 +7,10 @@ use crate::{
     },
     versions::{Table, code},
 };
+use std::sync::{
+    Arc,
+    atomic::{AtomicI16, Ordering},
+};
 use yuxi_protocol::{
     codec::Bytes,
     error_code::ErrorCode,
@@ -16,9 +20,11 @@ use yuxi_protocol::{
         AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, ApiVersionsRequest,
         DescribeTransactionsRequest, EndTxnRequest, EndTxnResponse, FindCoordinatorRequest,
         InitProducerIdRequest, ListTransactionsRequest, UpdateFeaturesRequest,
+        WriteTxnMarkersRequest,
         add_partitions_to_txn_request::{AddPartitionsToTxnTopic, AddPartitionsToTxnTransaction},
         describe_transactions_response::TransactionState,
         update_features_request::FeatureUpdateKey,
+        write_txn_markers_request::{WritableTxnMarker, WritableTxnMarkerTopic},
     },
     record::RecordBatchBuilder,
 };
@@ -55,6 +61,22 @@ fn add(who: Who, partitions: &[(&str, i32)]) -> AddPartitionsToTxnRequest {
         v3_and_below_producer_id: who.0,
         v3_and_below_producer_epoch: who.1,
         v3_and_below_topics: topics(partitions),
+    })
+}
+
+/// The end of the transaction before the one of `who`, by the new protocol.
+fn marker(who: Who) -> WriteTxnMarkersRequest {
+    message!(WriteTxnMarkersRequest {
+        markers: vec![message!(WritableTxnMarker {
+            producer_id: who.0,
+            producer_epoch: who.1,
+            transaction_result: true,
+            topics: vec![message!(WritableTxnMarkerTopic {
+                name: "t".into(),
+                partition_indexes: vec![0],
+            })],
+            transaction_version: 2,
+        })],
     })
 }
 
@@ -350,6 +372,44 @@ async fn by_the_new_protocol_a_produce_adds_its_partition_and_each_transaction_h
     }
     let seen = client.values("t", 0).await;
     assert!(!seen.contains(&"late".to_owned()), "{seen:?}");
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn markers_that_come_again_and_again_leave_the_next_transaction_alone() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    client.create_topic("t", 1, &[]).await;
+    let who = client.init(60_000).await;
+    let epoch = Arc::new(AtomicI16::new(who.1));
+    let mut coordinator = server.client().await;
+    let repeated = tokio::spawn({
+        let epoch = Arc::clone(&epoch);
+        async move {
+            loop {
+                let who = (who.0, epoch.load(Ordering::SeqCst));
+                coordinator.ask(2, &marker(who)).await;
+            }
+        }
+    });
+    let mut who = who;
+    for n in 0..100 {
+        // Java and librdkafka try again on no other error than this one.
+        wait_for("a record", async || {
+            let batch = transactional(who, 0, &["v"]);
+            let error = client.write_in(12, "t", batch).await;
+            if error != 0 {
+                assert_eq!(error, code(ErrorCode::NotEnoughReplicas), "{n}");
+            }
+            (error == 0).then_some(())
+        })
+        .await;
+        let ended = client.end(5, who, true).await;
+        assert_eq!(ended.error_code, 0);
+        who = (ended.producer_id, ended.producer_epoch);
+        epoch.store(who.1, Ordering::SeqCst);
+    }
+    repeated.abort();
     server.shutdown().await;
 }
 

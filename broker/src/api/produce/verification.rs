@@ -9,11 +9,7 @@ use crate::{
     partition::{Partition, VerificationGuard},
     transactions::admission::Admission,
 };
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
@@ -186,15 +182,8 @@ async fn ask_one(
             .collect(),
         add,
     };
-    let latest = Mutex::new(Vec::new());
-    let errors = node
-        .transactions
-        .admit(node, &asked, || {
-            *latest.lock().unwrap_or_else(PoisonError::into_inner) = guards();
-        })
-        .await;
-    let latest = latest.into_inner().unwrap_or_else(PoisonError::into_inner);
-    latest
+    let (guards, errors) = node.transactions.admit(node, &asked, guards).await;
+    guards
         .into_iter()
         .zip(errors)
         .map(|(guard, error)| match error {
