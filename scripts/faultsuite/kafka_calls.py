@@ -13,7 +13,8 @@ from cluster import REPO
 sys.path.insert(0, str(REPO / "broker/tests/clients"))
 import wire  # noqa: E402
 
-LIST_OFFSETS, METADATA, OFFSET_FETCH = 2, 3, 9
+LIST_OFFSETS, METADATA, OFFSET_FETCH, UPDATE_FEATURES = 2, 3, 9, 57
+UPGRADE, UNSAFE_DOWNGRADE = 1, 3
 LATEST, EARLIEST = -1, -2
 
 
@@ -82,6 +83,15 @@ class Broker:
                 refused |= error != wire.NONE
                 found[topic, number] = offset
         return None if refused or answer.int16() != wire.NONE else found
+
+    def set_feature(self, name, level, how):
+        """The error code of the answer."""
+        compact = wire.unsigned_varint(len(name) + 1) + name.encode()
+        update = wire.unsigned_varint(2) + compact + struct.pack(">hb", level, how) + b"\0"
+        answer = self.ask(UPDATE_FEATURES, 1, struct.pack(">i", 10_000) + update + b"\0\0")
+        # The header's tags, and the time for which the client was throttled.
+        answer.int8(), answer.int32()
+        return answer.int16()
 
     def ask(self, key, version, body):
         answer = self.connection.request(key, version, body)

@@ -3,13 +3,16 @@
 import signal
 from dataclasses import dataclass
 
-from cluster import REPO, Failed, Load
+from cluster import REPO, Failed, Load, until
+from faultsuite.copy_ledger import KINDS as FAULTY_COPIES
 from faultsuite.journal import Tail
 
 QUICK_RETRIES = ["retry.backoff.ms=20", "retry.backoff.max.ms=200", "reconnect.backoff.max.ms=200", "auto.commit.interval.ms=500"]
 FAULTY = ["lost", "misplaced", "vanished"]
 FAULTY_WITH_IDEMPOTENCE = [*FAULTY, "duplicated", "out_of_order"]
 FAULTY_WITH_TRANSACTIONS = [*FAULTY_WITH_IDEMPOTENCE, "torn", "aborted_reads"]
+# The load that copies reads what this one has written.
+COPIED = "idempotent"
 TRANSACTIONS = ["--transactions", 10, "--producers", 2, "--abort-percent", 20]
 PYTHON = REPO / ".cache/venv/bin/python"
 
@@ -23,6 +26,8 @@ class Running:
     tail: Tail
     faulty: list
     has_ended: bool = False
+    # Its programs are killed and stopped as well.
+    is_struck: bool = False
 
     @property
     def is_in_order(self):
@@ -48,7 +53,7 @@ class Running:
         return report, wrong
 
 
-def start(cluster, partitions, rate):
+def start(cluster, partitions, rate, seed):
     """Starts the loads, each with its share of the records per second."""
     kinds = {
         "idempotent": FAULTY_WITH_IDEMPOTENCE,
@@ -69,16 +74,24 @@ def start(cluster, partitions, rate):
             replication = ["--replicas", min(3, len(cluster.brokers)), "--min-insync-replicas", min(2, len(cluster.brokers))]
             process = cluster.verify(kind, *options, *replication, settings=settings, name=kind)
         loads.append(Running(kind, process, Tail(process.journal), faulty))
+    copying = ["--partitions", partitions, "--group", "copy", "--seed", seed]
+    until(lambda: COPIED in cluster.yuxi("topic", "list"), "there is something to copy", 60, every_s=0.2)
+    process = _program(cluster, "copy_load.py", "copy", [COPIED], copying)
+    loads.append(Running("copy", process, Tail(process.journal), FAULTY_COPIES, is_struck=True))
     return loads
 
 
 def _librdkafka(cluster, name, options):
-    """The topic is made beforehand: this program takes none of the settings that would make it."""
+    return _program(cluster, "librdkafka_load.py", name, [], options)
+
+
+def _program(cluster, program, name, before, options):
+    """A load in Python. The topic is made beforehand: these take none of the settings that would make it."""
     count = len(cluster.brokers)
     partitions = options[options.index("--partitions") + 1]
     cluster.yuxi("topic", "create", name, "-p", partitions, "-r", min(3, count), "-c", f"min.insync.replicas={min(2, count)}")
     journal = cluster.directory / f"{name}.journal"
-    command = [PYTHON, REPO / "scripts/faultsuite/librdkafka_load.py", "-b", cluster.bootstrap, name, *options, "--journal", journal]
+    command = [PYTHON, REPO / "scripts/faultsuite" / program, "-b", cluster.bootstrap, *before, name, *options, "--journal", journal]
     cluster.show(command)
     load = Load(name, command, cluster.directory / f"{name}.log", journal)
     cluster.others.append(load)

@@ -24,11 +24,12 @@ class Broken(Exception):
 
 
 class Scene:
-    def __init__(self, cluster, network, partitions, small_disk):
+    def __init__(self, cluster, network, partitions, small_disk, transaction_version=2):
         self.cluster = cluster
         self.network = network
         self.partitions = partitions
         self.small_disk = small_disk
+        self.transaction_version = transaction_version
         self.loads = []
         self.began = time.time()
         self.struck = set()
@@ -173,16 +174,22 @@ class Scene:
         """Waits until every partition is written to again and every replica is in sync, and says how long that
         took."""
         healed = time.time()
-        writable = self._wait(lambda: not self._silent_since(healed), WRITABLE_WITHIN_S)
-        if writable is None:
-            silent = ", ".join(f"{name}-{p}" for name, p in self._silent_since(healed))
-            self.report(f"{WRITABLE_WITHIN_S} s after healing, no writes to {silent}")
-            raise Broken
+        writable = self._until_written_to(healed, [load for load in self.loads if not load.is_struck])
+        # The programs of these are killed too, so that how long they take says little of the cluster.
+        self._until_written_to(healed, self.loads)
         in_sync = self._wait(lambda: not self._out_of_sync(), IN_SYNC_WITHIN_S)
         if in_sync is None:
             self.report(f"{IN_SYNC_WITHIN_S} s after healing, out of sync: {'; '.join(self._out_of_sync())}")
             raise Broken
         return writable - healed, in_sync - healed
+
+    def _until_written_to(self, healed, loads):
+        written = self._wait(lambda: not self._silent_since(healed, loads), WRITABLE_WITHIN_S)
+        if written is None:
+            silent = ", ".join(f"{name}-{p}" for name, p in self._silent_since(healed, loads))
+            self.report(f"{WRITABLE_WITHIN_S} s after healing, no writes to {silent}")
+            raise Broken
+        return written
 
     def _wait(self, condition, within_s):
         """When the condition held, or None."""
@@ -196,8 +203,8 @@ class Scene:
         except Failed:
             return None
 
-    def _silent_since(self, moment):
-        return [(load.name, p) for load in self.loads for p in load.tail.look().silent_since(moment, self.partitions)]
+    def _silent_since(self, moment, loads):
+        return [(load.name, p) for load in loads for p in load.tail.look().silent_since(moment, self.partitions)]
 
     def _out_of_sync(self):
         try:
@@ -212,7 +219,7 @@ class Scene:
         ]
 
     def longest_gap_s(self):
-        return max(load.tail.look().longest_gap_s for load in self.loads)
+        return max(load.tail.look().longest_gap_s for load in self.loads if not load.is_struck)
 
     def reset_gaps(self):
         for load in self.loads:

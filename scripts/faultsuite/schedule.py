@@ -63,6 +63,12 @@ def draw(seed, shape: Shape, minutes=None, only=None):
     return steps
 
 
+def transaction_version(seed):
+    """The transaction protocol of a run: as often the old one (0 and 1 differ in what is logged alone) as the new
+    one. Drawn apart, so that a seed keeps its schedule."""
+    return random.Random(f"transaction.version {seed}").choice([0, 1, 2, 2])
+
+
 def short(seed, shape: Shape):
     """The schedule that scripts/test runs: a few faults, one after another."""
     rng = random.Random(seed)

@@ -7,6 +7,7 @@ import time
 from cluster import Cluster, Failed
 from faultsuite import clocks, disk_faults, etcd_faults, final_checks, loads
 from faultsuite.fault import NETEM, NETWORK, SMALL_DISK, NotNow
+from faultsuite.kafka_calls import UNSAFE_DOWNGRADE, Broker, wire
 from faultsuite.monitor import Monitor
 from faultsuite.scene import Broken, Scene
 
@@ -15,6 +16,7 @@ SESSION_TIMEOUT_MS = 6000
 LIVENESS = [f"broker.session.timeout.ms={SESSION_TIMEOUT_MS}", f"broker.heartbeat.timeout.ms={HEARTBEAT_TIMEOUT_MS}"]
 BROKERS = [*LIVENESS, "replica.lag.time.max.ms=5000", "offsets.topic.num.partitions=6",
            "transaction.state.log.num.partitions=6", "group.initial.rebalance.delay.ms=0"]
+NEWEST_TRANSACTION_VERSION = 2
 SMALL_DISK_BYTES = 256 << 20
 # One replica of a record of the loads takes so much, with its share of batch and index.
 RECORD_BYTES = 250
@@ -32,10 +34,11 @@ def run(binaries, given, schedule, network):
             expected = sum(step.length_s + 30 for step in schedule) * given.rate * RECORD_BYTES
             disk_faults.mount_small_disk(small_disk.data, SMALL_DISK_BYTES + int(expected))
         clocks.set_apart(cluster.brokers.values(), given.clocks_apart)
-        scene = Scene(cluster, network, given.partitions, small_disk)
+        scene = Scene(cluster, network, given.partitions, small_disk, given.transaction_version)
         try:
             cluster.start()
-            scene.loads = loads.start(cluster, given.partitions, given.rate)
+            speak(cluster, given.transaction_version)
+            scene.loads = loads.start(cluster, given.partitions, given.rate, given.seed)
             topics = [load.name for load in scene.loads]
             monitor = Monitor(cluster.brokers, topics, topics, scene.report)
             monitor.start()
@@ -52,6 +55,16 @@ def run(binaries, given, schedule, network):
         if scene.findings:
             raise Failed(f"{len(scene.findings)} things went wrong")
     return 0
+
+
+def speak(cluster, version):
+    """Sets the version of the transaction protocol."""
+    if version != NEWEST_TRANSACTION_VERSION:
+        broker = Broker(cluster.brokers[1].address, timeout_s=10)
+        error = broker.set_feature("transaction.version", version, UNSAFE_DOWNGRADE)
+        broker.close()
+        if error != wire.NONE:
+            raise Failed(f"transaction.version was not set to {version}: error {error}")
 
 
 def _strike_and_check(scene, schedule, monitor):

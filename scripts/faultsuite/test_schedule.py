@@ -54,3 +54,8 @@ def test_a_schedule_takes_about_the_minutes_asked_for(minutes):
 def test_the_short_schedule_has_one_fault_of_each_main_kind():
     names = [strike.fault.name for step in schedule.short(1, SHAPE) for strike in step.strikes]
     assert names == schedule.SHORT
+
+
+def test_seeds_draw_both_transaction_protocols():
+    drawn = [schedule.transaction_version(seed) for seed in range(40)]
+    assert set(drawn) == {0, 1, 2} and drawn == [schedule.transaction_version(seed) for seed in range(40)]
