@@ -136,6 +136,8 @@ fn with_new_min_isr(
 
 /// The overrides that a new topic is created with, if any.
 pub(super) fn of_new_topic(
+    image: &ClusterImage,
+    settings: &ServerSettings,
     name: &str,
     configs: &[(String, Option<String>)],
 ) -> Result<Option<ConfigValue>, ControllerError> {
@@ -145,6 +147,7 @@ pub(super) fn of_new_topic(
     for (name, value) in &values {
         validate(&scope, name, value)?;
     }
+    check_together(image, settings, &scope, &values)?;
     Ok((!values.is_empty()).then_some(values))
 }
 
@@ -186,13 +189,10 @@ fn alter_scope(
             validate(scope, name, value)?;
         }
     }
-    if matches!(scope, ConfigScope::Group(_)) {
-        group::validate(settings, &new)
-            .map_err(|problem| ControllerError::InvalidConfig(problem.to_string()))?;
-    }
     if new == old {
         return Ok(None);
     }
+    check_together(image, settings, scope, &new)?;
     let key = Key::Config(scope.clone());
     let mut changes = ChangeSet::default();
     if let ConfigScope::Topic(name) = scope
@@ -347,6 +347,29 @@ fn validate(scope: &ConfigScope, name: &str, value: &str) -> Result<(), Controll
         ConfigScope::Topic(_) => topic::validate(name, value),
         ConfigScope::Broker(_) | ConfigScope::Cluster => broker::validate_dynamic(name, value),
         ConfigScope::Group(_) => group::check_one(name, value),
+    };
+    checked.map_err(|problem| ControllerError::InvalidConfig(problem.to_string()))
+}
+
+/// Checks all overrides that `scope` would have against each other, and against what holds
+/// where they say nothing.
+fn check_together(
+    image: &ClusterImage,
+    settings: &ServerSettings,
+    scope: &ConfigScope,
+    values: &ConfigValue,
+) -> Result<(), ControllerError> {
+    let none = ConfigValue::new();
+    let of_cluster = image
+        .config(&ConfigScope::Cluster)
+        .map_or(&none, |config| &config.values);
+    let checked = match scope {
+        ConfigScope::Topic(_) => {
+            topic::check_together(&settings.with_dynamic(of_cluster, &none), values)
+        }
+        ConfigScope::Cluster => settings.check_dynamic_together(values, &none),
+        ConfigScope::Broker(_) => settings.check_dynamic_together(of_cluster, values),
+        ConfigScope::Group(_) => group::validate(settings, values),
     };
     checked.map_err(|problem| ControllerError::InvalidConfig(problem.to_string()))
 }

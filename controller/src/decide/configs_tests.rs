@@ -255,3 +255,52 @@ fn one_broker_alone_can_not_have_another_min_isr() {
     );
     assert!(matches!(answer, Err(ControllerError::InvalidConfig(_))));
 }
+
+#[test]
+fn overrides_that_contradict_each_other_are_refused_wherever_they_come_from() {
+    let min = ("min.compaction.lag.ms", set("6"));
+    let max = ("max.compaction.lag.ms", set("5"));
+    let refused = |answer| match answer {
+        Err(ControllerError::InvalidConfig(message)) => message,
+        other => panic!("{other:?}"),
+    };
+    let said = "min.compaction.lag.ms=6 is more than max.compaction.lag.ms=5";
+
+    let mut cluster = cluster(&["t"]);
+    let t = of_topic("t");
+    let both = incremental(&t, &[min.clone(), max.clone()]);
+    assert_eq!(refused(try_alter(&mut cluster, both)), said);
+    try_alter(&mut cluster, incremental(&t, &[max])).unwrap();
+    let second = incremental(&t, std::slice::from_ref(&min));
+    assert_eq!(refused(try_alter(&mut cluster, second)), said);
+
+    let of_cluster = incremental(
+        &ConfigScope::Cluster,
+        &[("log.cleaner.max.compaction.lag.ms", set("5"))],
+    );
+    try_alter(&mut cluster, of_cluster).unwrap();
+    let of_broker = incremental(
+        &ConfigScope::Broker(id(1)),
+        &[("log.cleaner.min.compaction.lag.ms", set("6"))],
+    );
+    let message = refused(try_alter(&mut cluster, of_broker));
+    assert!(
+        message.contains("log.cleaner.min.compaction.lag.ms=6"),
+        "{message}"
+    );
+
+    let topic = NewTopic {
+        adopted: None,
+        name: "u".to_owned(),
+        partitions: 1,
+        replication_factor: 1,
+        assignments: Vec::new(),
+        configs: vec![(min.0.to_owned(), Some("6".to_owned()))],
+    };
+    let mut random = StdRng::seed_from_u64(1);
+    let (_, answers) = topics::create(&cluster.image, &settings(), &[topic], &mut random);
+    assert_eq!(
+        refused(answers.into_iter().next().unwrap().map(|_| ())),
+        said
+    );
+}

@@ -137,7 +137,7 @@ pub fn create(
                     topic.name
                 )));
             }
-            let configs = configs::of_new_topic(&topic.name, &topic.configs)?;
+            let configs = configs::of_new_topic(image, settings, &topic.name, &topic.configs)?;
             let mut states = if topic.assignments.is_empty() {
                 chosen(image, settings, &ring, topic, &mut budget, random)?
             } else {

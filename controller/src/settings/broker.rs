@@ -580,6 +580,20 @@ impl ServerSettings {
         Self::from_layers(layers).expect("every text of these layers has passed its row")
     }
 
+    /// Checks dynamic configs, each of which is valid alone, together with what this daemon
+    /// was started with.
+    ///
+    /// # Errors
+    /// If what would hold contradicts itself.
+    pub fn check_dynamic_together(
+        &self,
+        cluster_defaults: &BTreeMap<String, String>,
+        broker: &BTreeMap<String, String>,
+    ) -> Result<(), Problem> {
+        let conflicts = self.with_dynamic(cluster_defaults, broker).conflicts();
+        conflicts.into_iter().next().map_or(Ok(()), Err)
+    }
+
     /// The directory that holds the partitions.
     pub fn data_dir(&self) -> &Path {
         &self.log_dirs.as_ref().unwrap_or(&self.log_dir).0

@@ -304,13 +304,22 @@ fn a_topic_may_be_compacted_and_its_old_records_deleted() {
 }
 
 #[test]
-fn a_topics_overrides_are_checked_together() {
+fn a_topics_overrides_are_checked_together_and_with_the_brokers_settings() {
+    let check = |broker, own: &[(&str, &str)]| {
+        topic::check_together(&settings(broker), &configs(own)).map_err(|error| error.to_string())
+    };
+    let (min, max) = ("min.compaction.lag.ms", "max.compaction.lag.ms");
+    assert_eq!(check("", &[(min, "6"), (max, "6")]), Ok(()));
+    let refused = Err("min.compaction.lag.ms=6 is more than max.compaction.lag.ms=5".to_owned());
+    assert_eq!(check("", &[(min, "6"), (max, "5")]), refused);
     assert_eq!(
-        topic::validate_all(&configs(&[("retention.ms", "-1")])),
-        Ok(())
+        check("log.cleaner.max.compaction.lag.ms=5", &[(min, "6")]),
+        refused
     );
-    let error = topic::validate_all(&configs(&[("retention.ms", "-2"), ("segment.byte", "1")]));
-    assert_eq!(error.expect_err("two problems").problems().len(), 2);
+    assert_eq!(
+        check("log.cleaner.min.compaction.lag.ms=6", &[(max, "5")]),
+        refused
+    );
 }
 
 #[test]

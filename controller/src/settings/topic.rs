@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::{
     broker::{self, ServerSettings},
-    error::{Problem, SettingsError},
+    error::Problem,
     names,
     row::{
         Range::{Any, AtLeast, Between, Fraction, MinusOneOrAtLeast, MinusOneOrBetween},
@@ -178,20 +178,22 @@ pub fn validate(name: &str, value: &str) -> Result<(), Problem> {
     row.check(value, parses(row.name, value.trim()))
 }
 
-/// Checks all overrides of a topic, as [`validate`] does each.
+/// Checks what will hold for a topic with these `overrides`, each of which is valid alone.
 ///
 /// # Errors
-/// All that is wrong, not only the first.
-pub fn validate_all(overrides: &BTreeMap<String, String>) -> Result<(), SettingsError> {
-    let problems: Vec<Problem> = overrides
-        .iter()
-        .filter_map(|(name, value)| validate(name, value).err())
-        .collect();
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(SettingsError::new(problems))
+/// If they contradict one another or the broker's settings.
+pub fn check_together(
+    broker: &ServerSettings,
+    overrides: &BTreeMap<String, String>,
+) -> Result<(), Problem> {
+    let topic = TopicSettings::resolve(broker, overrides);
+    if topic.min_compaction_lag_ms > topic.max_compaction_lag_ms {
+        return Err(Problem::Conflict(format!(
+            "min.compaction.lag.ms={} is more than max.compaction.lag.ms={}",
+            topic.min_compaction_lag_ms, topic.max_compaction_lag_ms
+        )));
     }
+    Ok(())
 }
 
 /// The row of the topic's setting `name`, if there is one.
