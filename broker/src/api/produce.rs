@@ -28,7 +28,8 @@ use yuxi_protocol::{
         ProduceRequest, ProduceResponse,
         produce_request::{PartitionProduceData, TopicProduceData},
         produce_response::{
-            LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse, TopicProduceResponse,
+            BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse,
+            TopicProduceResponse,
         },
     },
 };
@@ -39,8 +40,8 @@ const LEADER_HINTS_FROM: i16 = 10;
 /// Topics are named by their ids from this version on.
 const TOPIC_IDS_FROM: i16 = 13;
 
-/// Answers name a reason from this version on.
-const ERROR_MESSAGE_FROM: i16 = 8;
+/// Answers name a reason, and the records that it is about, from this version on (KIP-467).
+const REASON_FROM: i16 = 8;
 
 /// An append that is not acknowledged yet: where its answer stands in the response.
 struct Unacknowledged {
@@ -49,10 +50,12 @@ struct Unacknowledged {
     ack: oneshot::Receiver<Result<(), ErrorCode>>,
 }
 
-/// A partition's error and the reason in words.
+/// A partition's error, the reason in words, and the records that it is about, if it is
+/// about some only.
 struct Failure {
     code: ErrorCode,
     reason: String,
+    records: Vec<(i32, String)>,
 }
 
 impl Failure {
@@ -60,6 +63,7 @@ impl Failure {
         Self {
             code,
             reason: reason.to_string(),
+            records: Vec::new(),
         }
     }
 }
@@ -189,7 +193,10 @@ fn append(
     let admitted = admission::admit(records, &settings, now_ms).map_err(|refused| {
         node.metrics.produce_rejected(topic_name);
         node.metrics.produce_failed(topic_name);
-        Failure::new(refused.code(), &refused)
+        Failure {
+            records: admission::records_at_fault(&refused, records, &settings, now_ms),
+            ..Failure::new(refused.code(), &refused)
+        }
     })?;
     if admitted.is_transactional() && !batch.is_transactional {
         return Err(Failure::new(
@@ -270,13 +277,23 @@ fn refusal(context: &Context, index: i32, failure: Failure) -> PartitionProduceR
         reason = failure.reason,
         "a produce was refused"
     );
-    message!(PartitionProduceResponse {
+    let mut answer = message!(PartitionProduceResponse {
         index,
         error_code: failure.code.code(),
         base_offset: -1,
         log_append_time_ms: -1,
-        error_message: (context.version >= ERROR_MESSAGE_FROM)
-            .then(|| StrBytes::from(failure.reason)),
+    });
+    if context.version >= REASON_FROM {
+        answer.error_message = Some(failure.reason.into());
+        answer.record_errors = failure.records.into_iter().map(at_fault).collect();
+    }
+    answer
+}
+
+fn at_fault((batch_index, what): (i32, String)) -> BatchIndexAndErrorMessage {
+    message!(BatchIndexAndErrorMessage {
+        batch_index,
+        batch_index_error_message: Some(what.into()),
     })
 }
 

@@ -13,8 +13,8 @@ use yuxi_protocol::{
     ids::Offset,
     record::{
         BatchError, BatchView, Compression, TimestampType as BatchTimestampType, ValidateOptions,
-        batch::{set_log_append_time, set_max_timestamp},
-        iter::RecordsSummary,
+        batch::{NO_TIMESTAMP, set_log_append_time, set_max_timestamp},
+        iter::{RecordRef, RecordRefs, RecordsSummary},
         recompress, validate_records,
     },
 };
@@ -23,6 +23,9 @@ use yuxi_protocol::{
 /// [`MIN_DECOMPRESSED_BYTES`]; more is taken for a decompression bomb.
 const MAX_DECOMPRESSION_RATIO: usize = 64;
 const MIN_DECOMPRESSED_BYTES: usize = 64 * 1024 * 1024;
+
+/// How many records of one batch are named at most as the reason of a refusal.
+const MAX_RECORDS_NAMED: usize = 1000;
 
 /// Why a produced batch is refused.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -167,9 +170,7 @@ pub(crate) fn admit(
     }
     let options = ValidateOptions {
         require_keys: settings.cleanup_policy.compacts(),
-        max_decompressed_bytes: max
-            .saturating_mul(MAX_DECOMPRESSION_RATIO)
-            .max(MIN_DECOMPRESSED_BYTES),
+        max_decompressed_bytes: max_decompressed_bytes(max),
         allow_control: false,
     };
     let summary = validate_records(&view, &options)?;
@@ -210,6 +211,66 @@ pub(crate) fn admit(
     })
 }
 
+/// The records of a refused batch for which it was refused, by their places in it, and what
+/// is wrong with each; the first [`MAX_RECORDS_NAMED`] of them (KIP-467). Only a batch that
+/// is refused is read for this a second time.
+pub(crate) fn records_at_fault(
+    refused: &Refused,
+    records: &Bytes,
+    settings: &TopicSettings,
+    now_ms: i64,
+) -> Vec<(i32, String)> {
+    match refused {
+        Refused::Batch(BatchError::MissingKey { .. }) | Refused::Timestamp { .. } => {
+            against_the_topics_rules(records, settings, now_ms).unwrap_or_default()
+        }
+        Refused::Batch(error) => {
+            let index = error.record_index();
+            Vec::from_iter(index.map(|index| (index, error.to_string())))
+        }
+        Refused::NotOneBatch
+        | Refused::BaseOffset(_)
+        | Refused::NoProducer
+        | Refused::TooLarge { .. }
+        | Refused::AppendTimes => Vec::new(),
+    }
+}
+
+fn against_the_topics_rules(
+    records: &Bytes,
+    settings: &TopicSettings,
+    now_ms: i64,
+) -> Result<Vec<(i32, String)>, BatchError> {
+    let view = BatchView::parse(records)?;
+    let header = view.header();
+    let max = usize::try_from(settings.max_message_bytes).unwrap_or(0);
+    let payload = view.decompressed(max_decompressed_bytes(max))?;
+    let has_window = settings.message_timestamp_type == TimestampType::CreateTime;
+    let fault = |(index, record): (i32, Result<RecordRef<'_>, BatchError>)| {
+        let record = record.ok()?;
+        let timestamp = record.timestamp(header);
+        if settings.cleanup_policy.compacts() && record.key.is_none() {
+            Some((index, BatchError::MissingKey { index }.to_string()))
+        } else if has_window && is_outside(timestamp, settings, now_ms) {
+            let now = now_ms;
+            Some((index, Refused::Timestamp { timestamp, now }.to_string()))
+        } else {
+            None
+        }
+    };
+    Ok((0..)
+        .zip(RecordRefs::new(header, &payload))
+        .filter_map(fault)
+        .take(MAX_RECORDS_NAMED)
+        .collect())
+}
+
+fn max_decompressed_bytes(max_message_bytes: usize) -> usize {
+    max_message_bytes
+        .saturating_mul(MAX_DECOMPRESSION_RATIO)
+        .max(MIN_DECOMPRESSED_BYTES)
+}
+
 /// The codec that the topic wants batches in, unless it leaves that to producers.
 fn wanted_codec(settings: &TopicSettings) -> Option<(Compression, Option<i32>)> {
     Some(match settings.compression_type {
@@ -232,16 +293,21 @@ fn check_times(
     settings: &TopicSettings,
     now: i64,
 ) -> Result<(), Refused> {
-    let too_old =
-        |timestamp: i64| now.saturating_sub(timestamp) > settings.message_timestamp_before_max_ms;
-    let too_new =
-        |timestamp: i64| timestamp.saturating_sub(now) > settings.message_timestamp_after_max_ms;
     let refused = summary
         .min_timestamp
-        .filter(|&oldest| too_old(oldest))
-        .or_else(|| Some(summary.max_timestamp).filter(|&newest| too_new(newest)));
+        .into_iter()
+        .chain([summary.max_timestamp])
+        .find(|&timestamp| is_outside(timestamp, settings, now));
     match refused {
         Some(timestamp) => Err(Refused::Timestamp { timestamp, now }),
         None => Ok(()),
     }
+}
+
+/// Whether a record's time is further from the broker's clock than the topic allows. A
+/// record without a time is not.
+fn is_outside(timestamp: i64, settings: &TopicSettings, now: i64) -> bool {
+    timestamp != NO_TIMESTAMP
+        && (now.saturating_sub(timestamp) > settings.message_timestamp_before_max_ms
+            || timestamp.saturating_sub(now) > settings.message_timestamp_after_max_ms)
 }

@@ -154,6 +154,23 @@ async fn a_record_without_a_key_is_refused_where_keys_count() {
     assert_eq!(answer.error_code, INVALID_RECORD);
     let message = answer.error_message.expect("a reason");
     assert!(message.contains("record 0 has no key"), "{message:?}");
+    // Each record that is at fault is named, so that a client can send the others again.
+    let mut mixed = RecordBatchBuilder::new();
+    for key in [Some(&b"a"[..]), None, Some(b"b"), None] {
+        let value = Some(&b"value"[..]);
+        mixed.append(now_ms(), key, value, &[]).expect("a record");
+    }
+    let answer = client.produce("t", mixed.build().expect("a batch")).await;
+    assert_eq!(answer.error_code, INVALID_RECORD);
+    let named: Vec<i32> = answer
+        .record_errors
+        .iter()
+        .map(|at| at.batch_index)
+        .collect();
+    assert_eq!(named, [1, 3]);
+    let message = answer.record_errors[1].batch_index_error_message.as_ref();
+    let message = message.expect("what is wrong with it");
+    assert!(message.contains("record 3 has no key"), "{message:?}");
     assert!(read(&mut client, "t").await.is_empty());
 }
 

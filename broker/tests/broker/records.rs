@@ -323,6 +323,17 @@ async fn timestamps_outside_of_the_topics_window_are_refused() {
             "{shift}"
         );
     }
+    let mut mixed = RecordBatchBuilder::new();
+    for shift in [0, -90_000, 30_000, 90_000] {
+        let value = Some(&b"x"[..]);
+        mixed
+            .append(now_ms() + shift, None, value, &[])
+            .expect("a record");
+    }
+    let answer = client.produce("t", mixed.build().expect("a batch")).await;
+    assert_eq!(answer.error_code, 32);
+    let named = answer.record_errors.iter().map(|at| at.batch_index);
+    assert_eq!(named.collect::<Vec<_>>(), [1, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
