@@ -125,8 +125,9 @@ fn what_is_true_at_the_scrape_is_told_of_each_partition_and_in_sum() {
         is_leader,
         lag: 0,
         is_offline: false,
-        is_under_replicated: is_leader,
-        is_under_min_isr: false,
+        replicas: 3,
+        in_sync: 2,
+        min_in_sync: 2,
         last_stable_lag: 4,
         producers: 5,
         has_late_transaction: is_leader,
@@ -148,6 +149,25 @@ fn what_is_true_at_the_scrape_is_told_of_each_partition_and_in_sum() {
         &text,
         "kafka_server_replicamanager_underreplicatedpartitions 1",
     );
+    has(
+        &text,
+        "kafka_server_replicamanager_underminisrpartitioncount 0",
+    );
+    for (of_led, of_followed, name) in [
+        (3, 0, "replicascount"),
+        (2, 0, "insyncreplicascount"),
+        (1, 0, "underreplicated"),
+        (1, 0, "atminisr"),
+        (0, 0, "underminisr"),
+    ] {
+        for (partition, value) in [(0, of_led), (1, of_followed)] {
+            let labels = format!("topic=\"a\",partition=\"{partition}\"");
+            has(
+                &text,
+                &format!("kafka_cluster_partition_{name}{{{labels}}} {value}"),
+            );
+        }
+    }
     has(&text, "kafka_server_kafkaserver_brokerstate 3");
     has(
         &text,
