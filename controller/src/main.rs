@@ -25,7 +25,7 @@ struct Options {
     #[arg(long = "override", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
     /// The same as --override node.id=N. No broker may have the same number.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     node_id: Option<i32>,
     /// The same as --override listeners=PLAINTEXT://HOST:PORT. Port 0 picks a free one.
     #[arg(long, value_name = "HOST:PORT")]

@@ -27,10 +27,25 @@ const MAX_NAME_BYTES: usize = 255;
 #[derive(Debug, thiserror::Error)]
 pub enum LogDirError {
     /// Another process has it.
-    #[error("{path} is in use by another broker (its .lock file is held)", path = path.display())]
+    #[error(
+        "{path} is in use by another broker (its .lock file is held): stop that one, or set \
+         another log.dirs",
+        path = path.display()
+    )]
     Locked {
         /// The directory.
         path: PathBuf,
+    },
+    /// It can't be made, or not be written to.
+    #[error(
+        "{path} can't be used as the data directory: {error}: set log.dirs to one that can",
+        path = path.display()
+    )]
+    Unusable {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
     },
     /// It is another cluster's.
     #[error(
@@ -105,14 +120,17 @@ pub struct StoredPartition {
 impl LogDir {
     /// Takes the directory, and creates it if it is missing.
     pub fn open(path: &Path) -> Result<Self, LogDirError> {
-        let storage = |error| LogDirError::storage(path)(error);
-        fs::create_dir_all(path).map_err(storage)?;
+        let unusable = |error| LogDirError::Unusable {
+            path: path.to_path_buf(),
+            error,
+        };
+        fs::create_dir_all(path).map_err(unusable)?;
         let lock = File::options()
             .write(true)
             .create(true)
             .truncate(false)
             .open(path.join(LOCK))
-            .map_err(storage)?;
+            .map_err(unusable)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self {
                 path: path.to_path_buf(),
@@ -121,7 +139,7 @@ impl LogDir {
             Err(TryLockError::WouldBlock) => Err(LogDirError::Locked {
                 path: path.to_path_buf(),
             }),
-            Err(TryLockError::Error(error)) => Err(storage(error)),
+            Err(TryLockError::Error(error)) => Err(unusable(error)),
         }
     }
 

@@ -81,7 +81,8 @@ def test_a_directory_that_can_not_be_made_is_named(new_broker, tmp_path):
     (tmp_path / "file").write_text("in the way")
     broker = new_broker(started=False)
     broker.data_dir = tmp_path / "file" / "data"
-    assert str(broker.data_dir) in broker.refuses_to_start()
+    log = broker.refuses_to_start()
+    assert str(broker.data_dir) in log and "log.dirs" in log
 
 
 def test_a_port_that_is_taken_is_named(new_broker):
