@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use clap::Parser;
+use rustix::process::Signal;
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use yuxi_broker::Broker;
@@ -20,7 +21,7 @@ struct Options {
     #[arg(long = "override", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
     /// The same as --override node.id=N.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     node_id: Option<i32>,
     /// The same as --override listeners=PLAINTEXT://HOST:PORT. Port 0 picks a free one.
     #[arg(long, value_name = "HOST:PORT")]
@@ -87,6 +88,9 @@ async fn serve(settings: ServerSettings) -> anyhow::Result<()> {
     // Installed first, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // A file that reaches the limit of file sizes (ulimit -f) is an error of the write, like
+    // a full disk. Unless somebody listens to this signal, it would end the process.
+    let _ = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()))?;
     let broker = tokio::select! {
         started = Broker::start(settings) => started?,
         _ = terminate.recv() => return Ok(()),

@@ -3,6 +3,7 @@ producing resumes by itself when room returns.
 """
 
 import os
+import resource
 import subprocess
 
 import pytest
@@ -42,9 +43,9 @@ def target(small_disk, new_broker):
         broker.stop()
 
 
-def fill(connection, topic):
+def fill(connection, topic, acked=()):
     """Produces until the disk is full; returns what was acknowledged."""
-    acked = []
+    acked = list(acked)
     for n in range(DISK_BYTES // len(VALUE) + 50):
         code, offset = wire.produce(connection, topic, batch([record(0, b"%06d" % n + VALUE)]))
         if code != wire.NONE:
@@ -102,3 +103,18 @@ def test_a_full_disk_stops_producing_only_and_only_while_it_is_full(target, smal
     with Connection(target) as c:
         wait_until(lambda: wire.fetch(c, "t", acked[0][1])[0] == wire.NONE, "the partition is led")
         check(c, "t", acked)
+
+
+def test_a_limit_of_file_sizes_is_as_a_full_disk(new_broker):
+    target = new_broker()
+    with Connection(target) as c:
+        ready(c, "t")
+        assert wire.produce(c, "t", batch([record(0, b"%06d" % 0 + VALUE)]))[0] == wire.NONE
+        first = wire.fetch(c, "t")[1] - 1
+        resource.prlimit(target.process.pid, resource.RLIMIT_FSIZE, (4 << 20, resource.RLIM_INFINITY))
+        acked = fill(c, "t", [(0, first)])
+        check(c, "t", acked)
+        resource.prlimit(target.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        code, offset = wire.produce(c, "t", batch([record(0, b"%06d" % 999_999 + VALUE)]))
+        assert code == wire.NONE
+        check(c, "t", [*acked, (999_999, offset)])
