@@ -1,8 +1,12 @@
 //! Records on several brokers, and what becomes of them when some go.
 
 use crate::support::{Cluster, produce, soon, wait_for};
-use yuxi_client::{Record, TransactionalProducer};
+use yuxi_client::{
+    Admin, Producer, Record, TransactionalProducer,
+    admin::{ConfigOp, ConfigResource},
+};
 use yuxi_controller::keys::PartitionState;
+use yuxi_protocol::error_code::ErrorCode;
 
 fn isr_is(count: usize) -> impl Fn(&PartitionState) -> bool {
     move |state| state.isr.len() == count
@@ -65,6 +69,37 @@ async fn nothing_acknowledged_is_lost_when_the_leader_is_killed() {
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn min_insync_replicas_of_a_topic_holds_as_soon_as_it_is_changed() {
+    let mut cluster = Cluster::start(2, &[]).await;
+    cluster.create_topic("t", &[1, 2], &[]).await;
+    cluster.kill(2).await;
+    cluster.until("t", 0, "one in sync", isr_is(1)).await;
+    let mut config = cluster.config();
+    config.idempotence = Some(false);
+    config.retries = 0;
+    let client = soon("a connection", yuxi_client::Cluster::connect(config)).await;
+    let client = client.expect("a connection");
+    let producer = Producer::new(client.clone()).expect("a producer");
+    let admin = Admin::new(client);
+    let topic = ConfigResource::Topic("t".to_owned());
+    for (min_insync, value) in [("1", "first"), ("2", "refused"), ("1", "second")] {
+        let set = [ConfigOp::Set(
+            "min.insync.replicas".to_owned(),
+            min_insync.to_owned(),
+        )];
+        let changed = admin.alter_configs(&topic, &set, false).await;
+        changed.expect("changed");
+        let produced = produce(&producer, "t", value).await;
+        let code = produced.err().and_then(|error| error.code());
+        let expected = (min_insync == "2").then_some(ErrorCode::NotEnoughReplicas);
+        assert_eq!(code, expected, "{value}");
+    }
+    let values = cluster.values("t", 0).await;
+    let values: Vec<&str> = values.iter().map(|(_, value)| value.as_str()).collect();
+    assert_eq!(values, ["first", "second"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
