@@ -1,30 +1,13 @@
-//! Which topics a group reads: names, and regular expressions that are matched here.
-//!
-//! A regex is matched in linear time, and the more topic names there are, the smaller the
-//! automaton may be that it becomes: its work is bounded by [`MAX_MATCHING_WORK`] whatever
-//! a client sends.
+//! Which topics a group reads: names, and regular expressions that are matched here, in
+//! time that [`TopicRegex`] bounds whatever a client sends.
 
 use std::collections::BTreeSet;
 
-use regex::bytes::{Regex, RegexBuilder};
+use yuxi_protocol::topic_regex::TopicRegex;
 use yuxi_protocol::{codec::StrBytes, error_code::ErrorCode, ids::TopicId};
 
 use super::{ConsumerGroup, ResolvedRegex, Subscription};
 use crate::groups::{ClusterView, api::Refused};
-
-/// States of an automaton times bytes of topic names: what one look at all topics may take
-/// in the worst case, a few seconds of one core.
-const MAX_MATCHING_WORK: usize = 500_000_000;
-
-/// About how many bytes a state of an automaton takes.
-const STATE_BYTES: usize = 32;
-
-/// Room for what people write, whatever the number of topics.
-const SMALLEST_AUTOMATON_BYTES: usize = 32 * 1024;
-const LARGEST_AUTOMATON_BYTES: usize = 1024 * 1024;
-
-/// How deep groups may be nested in each other.
-const MAX_NESTING: u32 = 50;
 
 /// Whether `regex` is one, and not too large to be matched with the topics there are.
 pub(super) fn check(regex: &StrBytes, cluster: &dyn ClusterView) -> Result<(), Refused> {
@@ -40,7 +23,7 @@ pub(super) fn resolve(
     let regex = compile(regex, cluster)?;
     let mut topics = Vec::new();
     cluster.visit_topic_names(&mut |name| {
-        if regex.is_match(name.as_bytes()) {
+        if regex.matches(name) {
             topics.push(StrBytes::from(name));
         }
     });
@@ -52,38 +35,15 @@ pub(super) fn resolve(
     })
 }
 
-/// Checks the text by itself first: what closes a group that it did not open must not
-/// become right by what stands around it.
-fn compile(text: &StrBytes, cluster: &dyn ClusterView) -> Result<Regex, Refused> {
+fn compile(text: &StrBytes, cluster: &dyn ClusterView) -> Result<TopicRegex, Refused> {
     let mut name_bytes = 0;
     cluster.visit_topic_names(&mut |name| name_bytes += name.len() + 1);
-    let bytes = (MAX_MATCHING_WORK / name_bytes.max(1))
-        .saturating_mul(STATE_BYTES)
-        .clamp(SMALLEST_AUTOMATON_BYTES, LARGEST_AUTOMATON_BYTES);
-    let build = |pattern: &str| {
-        // Topic names are ASCII, and classes of that are small.
-        let ascii = builder(pattern, bytes).unicode(false).build();
-        ascii.or_else(|_| builder(pattern, bytes).build())
-    };
-    build(text)
-        .and_then(|_| build(&format!(r"\A(?:{})\z", text.as_str())))
-        .map_err(|error| {
-            Refused::new(
-                ErrorCode::InvalidRegularExpression,
-                format!(
-                    "SubscribedTopicRegex `{}` is not a valid regular expression: {}.",
-                    text.as_str(),
-                    // Of its several lines the last one says what is wrong.
-                    error.to_string().lines().last().unwrap_or_default().trim()
-                ),
-            )
-        })
-}
-
-fn builder(pattern: &str, bytes: usize) -> RegexBuilder {
-    let mut builder = RegexBuilder::new(pattern);
-    builder.size_limit(bytes).nest_limit(MAX_NESTING);
-    builder
+    TopicRegex::compile(text, name_bytes).map_err(|invalid| {
+        Refused::new(
+            ErrorCode::InvalidRegularExpression,
+            format!("SubscribedTopicRegex {invalid}."),
+        )
+    })
 }
 
 impl ConsumerGroup {
