@@ -1,9 +1,11 @@
-//! `yuxi consume TOPIC`: records to stdout.
+//! `yuxi consume TOPIC`, or several topics by a regular expression: records to stdout.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
+use yuxi_client::metadata::Topic;
 use yuxi_client::offsets::{ListedOffset, list_offsets};
 use yuxi_client::protocol::ids::TopicPartition;
 use yuxi_client::{ClientConfig, Cluster, Consumer, ConsumerRecord, OffsetSpec, Start};
@@ -16,7 +18,12 @@ use crate::output::Progress;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The topic to read.
-    topic: String,
+    #[arg(required_unless_present = "include")]
+    topic: Option<String>,
+    /// Instead of one topic, read all whose whole name matches this regular expression. A
+    /// group reads those that come later too; without one, those that there are now are read.
+    #[arg(long, value_name = "REGEX", conflicts_with_all = ["topic", "partition"])]
+    include: Option<String>,
     /// Where to begin: start, end, an offset, -N before the end, or @TIMESTAMP in ms.
     /// A group begins where it left off unless this is given as start or end.
     #[arg(short, long, value_name = "WHERE", allow_hyphen_values = true)]
@@ -88,22 +95,17 @@ pub(crate) async fn run(mut config: ClientConfig, args: Args) -> Outcome {
     }
     let cluster = Cluster::connect(config).await?;
     let mut consumer = Consumer::new(cluster.clone());
-    let topic = cluster
-        .topic(
-            &args.topic.as_str().into(),
-            cluster.config().auto_create_topics,
-        )
-        .await?;
     if as_group {
-        consumer.subscribe([topic.name.clone()])?;
-    } else {
-        let partitions: Vec<TopicPartition> = match args.partition.as_slice() {
-            [] => topic.partitions.iter().map(|p| p.index).collect::<Vec<_>>(),
-            chosen => chosen.to_vec(),
+        match (&args.include, &args.topic) {
+            (Some(regex), _) => consumer.subscribe_regex(regex)?,
+            (None, Some(topic)) => {
+                let topic = existing(&cluster, topic).await?;
+                consumer.subscribe([topic.name.clone()])?;
+            }
+            (None, None) => {}
         }
-        .into_iter()
-        .map(|index| TopicPartition::new(topic.name.clone(), index))
-        .collect();
+    } else {
+        let partitions = partitions(&cluster, &args).await?;
         let from = from.unwrap_or(Begin::Spec(OffsetSpec::Earliest));
         consumer
             .assign(from.starts(&cluster, partitions).await?)
@@ -116,6 +118,35 @@ pub(crate) async fn run(mut config: ClientConfig, args: Args) -> Outcome {
     let closed = consumer.close().await;
     printed?;
     Ok(closed?)
+}
+
+async fn existing(cluster: &Cluster, topic: &str) -> Outcome<Arc<Topic>> {
+    let create = cluster.config().auto_create_topics;
+    Ok(cluster.topic(&topic.into(), create).await?)
+}
+
+/// What is read without a group.
+async fn partitions(cluster: &Cluster, args: &Args) -> Outcome<Vec<TopicPartition>> {
+    let mut topics = Vec::new();
+    if let Some(regex) = &args.include {
+        for name in cluster.topics_matching(regex).await? {
+            topics.push(cluster.topic(&name, false).await?);
+        }
+        if topics.is_empty() {
+            return Err(Failure::Unsuccessful(format!("no topic matches {regex}")));
+        }
+    } else if let Some(topic) = &args.topic {
+        topics.push(existing(cluster, topic).await?);
+    }
+    let partitions = topics.iter().flat_map(|topic| {
+        let indexes = match args.partition.as_slice() {
+            [] => topic.partitions.iter().map(|p| p.index).collect(),
+            chosen => chosen.to_vec(),
+        };
+        let of = |index| TopicPartition::new(topic.name.clone(), index);
+        indexes.into_iter().map(of).collect::<Vec<_>>()
+    });
+    Ok(partitions.collect())
 }
 
 async fn print_records(consumer: &mut Consumer, args: &Args, format: &Format) -> Outcome {

@@ -217,6 +217,19 @@ impl Connection {
         })
     }
 
+    /// The version, if the broker has it: where an older one would say something else.
+    pub(crate) fn needs<R: RequestResponsePair>(&self, version: i16, why: &str) -> Result<i16> {
+        if self.version::<R>(version)?.value() == version {
+            return Ok(version);
+        }
+        Err(Error::Unsupported {
+            address: self.address().to_owned(),
+            api: R::NAME.strip_suffix("Request").unwrap_or(R::NAME),
+            offered: format!("less than {version}"),
+            needed: format!("{version}, {why}"),
+        })
+    }
+
     /// Whether the broker offers the API at all in a version that we speak.
     pub fn speaks<R: RequestResponsePair>(&self) -> bool {
         self.version::<R>(i16::MAX).is_ok()

@@ -7,23 +7,38 @@ use std::time::{Duration, Instant};
 
 use support::clients::{config, fill, poll_until};
 use support::{FakeCluster, TOPIC};
-use yuxi_client::Consumer;
 use yuxi_client::protocol::error_code::ErrorCode;
+use yuxi_client::{Consumer, Error};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
 async fn member(cluster: &FakeCluster, settings: &[(&str, &str)]) -> Consumer {
+    let mut consumer = unsubscribed(cluster, settings).await;
+    consumer.subscribe([TOPIC.into()]).expect("a group");
+    consumer
+}
+
+async fn unsubscribed(cluster: &FakeCluster, settings: &[(&str, &str)]) -> Consumer {
     let mut all = vec![
         ("group.id", "g"),
         ("group.protocol", "consumer"),
         ("auto.offset.reset", "earliest"),
     ];
     all.extend(settings);
-    let mut consumer = Consumer::connect(config(cluster, &all))
+    Consumer::connect(config(cluster, &all))
         .await
-        .expect("the fake broker answers");
-    consumer.subscribe([TOPIC.into()]).expect("a group");
-    consumer
+        .expect("the fake broker answers")
+}
+
+/// Polls until the membership has failed.
+async fn failure(consumer: &mut Consumer) -> Error {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        assert!(Instant::now() < deadline, "nothing was told");
+        if let Err(error) = consumer.poll(Duration::from_millis(10)).await {
+            return error;
+        }
+    }
 }
 
 async fn cluster() -> FakeCluster {
@@ -135,12 +150,114 @@ async fn an_assignor_that_the_coordinator_lacks_is_told() {
     let refused = ErrorCode::UnsupportedAssignor;
     cluster.state().members.refusals.push_back(refused);
     let mut consumer = member(&cluster, &[("group.remote.assignor", "sticky")]).await;
+    assert_eq!(failure(&mut consumer).await.code(), Some(refused));
+}
+
+#[tokio::test]
+async fn a_regex_is_the_coordinators_to_match_and_the_topics_it_finds_are_read() {
+    let cluster = FakeCluster::start(1, 1).await;
+    cluster.state().topic_ids = true;
+    fill(&cluster, 3).await;
+    cluster.state().members.assign = Some(vec![0]);
+    let mut consumer = unsubscribed(&cluster, &[]).await;
+    consumer.subscribe_regex("t+").expect("a group");
+    let values = poll_until(&mut consumer, 3).await.expect("nothing fatal");
+    assert_eq!(values, ["0", "1", "2"]);
+    assert_eq!(cluster.state().members.regex.as_deref(), Some("t+"));
+}
+
+#[tokio::test]
+async fn a_regex_that_the_coordinator_refuses_is_told() {
+    let cluster = cluster().await;
+    let refused = ErrorCode::InvalidRegularExpression;
+    cluster.state().members.refusals.push_back(refused);
+    let mut consumer = unsubscribed(&cluster, &[]).await;
+    consumer.subscribe_regex("(").expect("not ours to check");
+    assert_eq!(failure(&mut consumer).await.code(), Some(refused));
+}
+
+#[tokio::test]
+async fn a_coordinator_that_knows_no_regexes_is_told_as_such() {
+    let cluster = cluster().await;
+    cluster.state().members.old = true;
+    let mut consumer = unsubscribed(&cluster, &[]).await;
+    consumer.subscribe_regex("t").expect("a group");
+    let error = failure(&mut consumer).await;
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_classic_member_matches_a_regex_itself_and_joins_again_with_topics_that_come() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let others = ["tt", "x", "__t"].map(str::to_owned);
+    cluster.state().other_topics = others.to_vec();
+    let settings = [
+        ("group.protocol", "classic"),
+        ("metadata.max.age.ms", "50"),
+        ("heartbeat.interval.ms", "10"),
+    ];
+    let mut consumer = unsubscribed(&cluster, &settings).await;
+    consumer.subscribe_regex("(__)?t+").expect("a group");
+    poll_until_subscribed(&cluster, &mut consumer, &["t", "tt"]).await;
+    let joins = cluster.state().group.joins;
+    cluster.state().other_topics.push("ttt".to_owned());
+    poll_until_subscribed(&cluster, &mut consumer, &["t", "tt", "ttt"]).await;
+    assert!(cluster.state().group.joins > joins);
+}
+
+async fn poll_until_subscribed(cluster: &FakeCluster, consumer: &mut Consumer, expected: &[&str]) {
     let deadline = Instant::now() + LIMIT;
-    let error = loop {
-        assert!(Instant::now() < deadline, "nothing was told");
-        if let Err(error) = consumer.poll(Duration::from_millis(10)).await {
-            break error;
+    while cluster.state().group.subscribed != expected {
+        let subscribed = cluster.state().group.subscribed.clone();
+        assert!(Instant::now() < deadline, "still {subscribed:?}");
+        let polled = consumer.poll(Duration::from_millis(10)).await;
+        polled.expect("nothing fatal");
+    }
+}
+
+#[tokio::test]
+async fn a_classic_members_regex_that_is_wrong_or_explosive_is_refused_at_once() {
+    let cluster = FakeCluster::start(1, 1).await;
+    let mut consumer = unsubscribed(&cluster, &[("group.protocol", "classic")]).await;
+    for wrong in ["", "(", "a{1000}{1000}{1000}"] {
+        let refused = consumer.subscribe_regex(wrong).expect_err(wrong);
+        assert!(matches!(refused, Error::Config(_)), "{refused}");
+    }
+    consumer.subscribe_regex("t").expect("nothing was begun");
+}
+
+#[tokio::test]
+async fn automatic_commits_do_not_pile_up_while_the_coordinator_is_away() {
+    for protocol in ["classic", "consumer"] {
+        let cluster = FakeCluster::start(1, 1).await;
+        cluster.state().topic_ids = true;
+        fill(&cluster, 3).await;
+        cluster.state().members.assign = Some(vec![0]);
+        let settings = [
+            ("group.protocol", protocol),
+            ("auto.commit.interval.ms", "1"),
+            ("request.timeout.ms", "300"),
+        ];
+        cluster.state().group.commits_hang = true;
+        let mut consumer = member(&cluster, &settings).await;
+        poll_until(&mut consumer, 3).await.expect("nothing fatal");
+        let began = Instant::now();
+        let away = Duration::from_millis(900);
+        while began.elapsed() < away {
+            let polled = consumer.poll(Duration::from_millis(5)).await;
+            polled.expect("a commit can wait");
         }
-    };
-    assert_eq!(error.code(), Some(refused));
+        cluster.state().group.commits_hang = false;
+        // One was under way; the next is of what was handed out by then.
+        let commits = cluster.state().group.commits;
+        assert!(commits <= 4, "{protocol}: {commits} in {away:?}");
+        let deadline = Instant::now() + LIMIT;
+        while cluster.state().group.committed.get(&0).map(|c| c.0) != Some(3) {
+            assert!(Instant::now() < deadline, "{protocol}: never committed");
+            let polled = consumer.poll(Duration::from_millis(5)).await;
+            polled.expect("the coordinator is back");
+        }
+        let since = cluster.state().group.commits - commits;
+        assert!(since <= 2, "{protocol}: {since} at once");
+    }
 }

@@ -9,6 +9,7 @@
 mod connections;
 mod coordinator;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use yuxi_protocol::messages::{
     FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest, MetadataResponse,
     RequestResponsePair,
 };
+use yuxi_protocol::topic_regex::TopicRegex;
 
 use crate::backoff::Backoff;
 use crate::config::ClientConfig;
@@ -237,6 +239,25 @@ impl Cluster {
         self.ask(None, false).await
     }
 
+    /// The topics there are now whose whole name matches a regular expression. Kafka's own
+    /// are not among them (its `exclude.internal.topics`).
+    pub async fn topics_matching(&self, regex: &str) -> Result<BTreeSet<Arc<str>>> {
+        let metadata = self.refresh_all().await?;
+        let open = |topic: &&Arc<Topic>| topic.error.is_none() && !topic.internal;
+        let names = || {
+            metadata
+                .topics
+                .values()
+                .filter(open)
+                .map(|topic| &topic.name)
+        };
+        let regex = topic_regex(regex, names().map(|name| name.len() + 1).sum())?;
+        Ok(names()
+            .filter(|name| regex.matches(name))
+            .cloned()
+            .collect())
+    }
+
     /// A topic's metadata, from the snapshot if it is there and young enough,
     /// else asked for until it exists, has partitions, or time is up.
     pub async fn topic(&self, name: &Arc<str>, create: bool) -> Result<Arc<Topic>> {
@@ -410,6 +431,11 @@ fn existing(metadata: &ClusterMetadata, name: &Arc<str>) -> Result<Arc<Topic>> {
         code,
         advice.as_deref(),
     ))
+}
+
+/// A regular expression for topic names that are so long all together.
+pub(crate) fn topic_regex(text: &str, name_bytes: usize) -> Result<TopicRegex> {
+    TopicRegex::compile(text, name_bytes).map_err(|invalid| Error::Config(invalid.to_string()))
 }
 
 /// Milliseconds as the wire has them.

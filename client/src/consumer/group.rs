@@ -1,6 +1,6 @@
 //! Membership in a group, as the consumer sees it.
 //!
-//! A task of its own ([`super::member`], or by `group.protocol=consumer`
+//! A task of its own ([`super::classic_member`], or by `group.protocol=consumer`
 //! [`super::epoch_member`]) keeps it up, because the group must hear
 //! from a member that is busy with its records. The consumer and the task talk
 //! through two channels: [`Command`]s in, [`GroupEvent`]s out.
@@ -11,12 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
+use yuxi_protocol::error_code::ErrorCode;
 use yuxi_protocol::ids::TopicPartition;
 
 use super::CommittedOffset;
+use super::classic_member::ClassicMember;
 use super::epoch_member::EpochMember;
 use super::group_api::GroupMetadata;
-use super::member::Member;
+use super::group_member::GroupMember;
+use super::subscription::Subscription;
 use crate::cluster::Cluster;
 use crate::config::GroupProtocol;
 use crate::error::{Error, Result};
@@ -51,7 +54,7 @@ pub(super) enum GroupEvent {
 pub(super) enum Command {
     Commit {
         offsets: Offsets,
-        done: Option<oneshot::Sender<Result<()>>>,
+        done: oneshot::Sender<Result<()>>,
     },
     Revoked,
     Leave {
@@ -66,6 +69,8 @@ pub(super) struct Membership {
     events: mpsc::Receiver<GroupEvent>,
     waiting: Option<GroupEvent>,
     last_poll: Arc<LastPoll>,
+    /// The answer to the automatic commit that is under way, if one is.
+    auto_commit: Option<oneshot::Receiver<Result<()>>>,
     task: tokio::task::AbortHandle,
 }
 
@@ -95,7 +100,7 @@ impl Drop for Membership {
 }
 
 impl Membership {
-    pub(super) fn start(cluster: Cluster, topics: BTreeSet<Arc<str>>) -> Result<Self> {
+    pub(super) fn start(cluster: Cluster, subscription: Subscription) -> Result<Self> {
         let config = cluster.config().clone();
         let group = config
             .group_id
@@ -114,17 +119,17 @@ impl Membership {
             generation: -1,
         };
         let seen = last_poll.clone();
+        let member = GroupMember::new(
+            cluster,
+            identity,
+            subscription,
+            command_queue,
+            event_queue,
+            seen,
+        );
         let task = match config.group_protocol {
-            GroupProtocol::Classic => {
-                let member =
-                    Member::new(cluster, identity, topics, command_queue, event_queue, seen);
-                tokio::spawn(member.run())
-            }
-            GroupProtocol::Consumer => {
-                let member =
-                    EpochMember::new(cluster, identity, topics, command_queue, event_queue, seen);
-                tokio::spawn(member.run())
-            }
+            GroupProtocol::Classic => tokio::spawn(ClassicMember::new(member).run()),
+            GroupProtocol::Consumer => tokio::spawn(EpochMember::new(member).run()),
         }
         .abort_handle();
         Ok(Self {
@@ -132,6 +137,7 @@ impl Membership {
             events,
             waiting: None,
             last_poll,
+            auto_commit: None,
             task,
         })
     }
@@ -164,10 +170,7 @@ impl Membership {
 
     pub(super) async fn commit(&self, offsets: Offsets) -> Result<()> {
         let (done, committed) = oneshot::channel();
-        let command = Command::Commit {
-            offsets,
-            done: Some(done),
-        };
+        let command = Command::Commit { offsets, done };
         self.commands
             .send(command)
             .await
@@ -175,12 +178,30 @@ impl Membership {
         committed.await.map_err(|_| Error::Closed)?
     }
 
-    pub(super) fn commit_in_background(&self, offsets: Offsets) {
-        // When the queue is full, commits are under way already.
-        let _ = self.commands.try_send(Command::Commit {
-            offsets,
-            done: None,
-        });
+    /// Whether an automatic commit is still under way. A coordinator that is away keeps
+    /// one waiting, not one for each interval.
+    pub(super) fn is_committing(&mut self) -> bool {
+        let Some(answer) = &mut self.auto_commit else {
+            return false;
+        };
+        match answer.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => return true,
+            Ok(Err(error)) if error.code() != Some(ErrorCode::RebalanceInProgress) => {
+                tracing::warn!(%error, "automatic commit failed");
+            }
+            // In a rebalance the consumer commits before it gives partitions up.
+            Ok(Ok(()) | Err(_)) | Err(oneshot::error::TryRecvError::Closed) => {}
+        }
+        self.auto_commit = None;
+        false
+    }
+
+    pub(super) fn commit_in_background(&mut self, offsets: Offsets) {
+        let (done, committed) = oneshot::channel();
+        let command = Command::Commit { offsets, done };
+        if self.commands.try_send(command).is_ok() {
+            self.auto_commit = Some(committed);
+        }
     }
 
     pub(super) async fn leave(self) {

@@ -6,12 +6,14 @@
 //! group membership, which must show signs of life, has a task of its own.
 
 mod assignors;
+mod classic_member;
 mod cursor;
 mod epoch_member;
 mod fetch;
 mod group;
 mod group_api;
-mod member;
+mod group_member;
+mod subscription;
 mod validation;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -24,8 +26,8 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use yuxi_protocol::ids::{BrokerId, TopicPartition};
 pub use yuxi_protocol::record::{RecordHeader, TimestampType};
 
-use crate::cluster::Cluster;
-use crate::config::{ClientConfig, OffsetReset};
+use crate::cluster::{Cluster, topic_regex};
+use crate::config::{ClientConfig, GroupProtocol, OffsetReset};
 use crate::error::{Error, Result};
 use crate::offsets::{self, ListedOffset, OffsetSpec};
 use cursor::{Cursor, Position};
@@ -33,6 +35,7 @@ use fetch::Fetched;
 use group::{GroupEvent, Membership};
 pub use group_api::{CommittedOffset, GroupMetadata, committed_offsets};
 pub(crate) use group_api::{commit_as_outsider, decode_assignment};
+use subscription::Subscription;
 use validation::Validated;
 
 /// A record as it was read. Key, value and header values share the bytes that
@@ -156,6 +159,25 @@ impl Consumer {
 
     /// Joins the group `group.id` and reads the partitions that it assigns.
     pub fn subscribe(&mut self, topics: impl IntoIterator<Item = Arc<str>>) -> Result<()> {
+        self.join(Subscription::Topics(topics.into_iter().collect()))
+    }
+
+    /// Joins the group `group.id` and reads what it assigns of all topics whose whole name
+    /// matches, also of those that come later. By `group.protocol=consumer` the coordinator
+    /// matches, and [`Consumer::poll`] tells of an expression that it refuses
+    /// (INVALID_REGULAR_EXPRESSION); by the classic protocol the client does, every
+    /// `metadata.max.age.ms`, and leaves out Kafka's own topics.
+    pub fn subscribe_regex(&mut self, regex: &str) -> Result<()> {
+        if regex.is_empty() {
+            return Err(Error::Config("an empty regex matches no topic".to_owned()));
+        }
+        if self.config.group_protocol == GroupProtocol::Classic {
+            topic_regex(regex, 0)?;
+        }
+        self.join(Subscription::Regex(regex.into()))
+    }
+
+    fn join(&mut self, subscription: Subscription) -> Result<()> {
         if self.config.group_id.is_none() {
             return Err(Error::State("subscribing needs a group; set group.id"));
         }
@@ -164,8 +186,7 @@ impl Consumer {
                 "the consumer already has partitions or a subscription",
             ));
         }
-        let topics: BTreeSet<Arc<str>> = topics.into_iter().collect();
-        self.membership = Some(Membership::start(self.cluster.clone(), topics)?);
+        self.membership = Some(Membership::start(self.cluster.clone(), subscription)?);
         Ok(())
     }
 
@@ -547,17 +568,22 @@ impl Consumer {
         Ok(self.new_cursor(partition, position).of_epoch(epoch))
     }
 
-    /// Commits in the background every `auto.commit.interval.ms`.
+    /// Commits in the background every `auto.commit.interval.ms`; later if that takes
+    /// longer, and then what was handed out by then.
     fn commit_if_due(&mut self) {
         let now = Instant::now();
-        let Some(membership) = &self.membership else {
-            return;
-        };
         if !self.config.auto_commit || now < self.next_auto_commit {
             return;
         }
+        let positions = self.positions();
+        let Some(membership) = &mut self.membership else {
+            return;
+        };
+        if positions.is_empty() || membership.is_committing() {
+            return;
+        }
         self.next_auto_commit = now + self.config.auto_commit_interval;
-        membership.commit_in_background(self.positions());
+        membership.commit_in_background(positions);
     }
 }
 

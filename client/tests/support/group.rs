@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
+use yuxi_client::protocol::codec::DecodeLimits;
 use yuxi_client::protocol::error_code::ErrorCode;
 use yuxi_client::protocol::frame::{RequestHead, request_limits};
 use yuxi_client::protocol::messages::join_group_response::JoinGroupResponseMember;
@@ -16,6 +17,7 @@ use yuxi_client::protocol::messages::{
     FindCoordinatorResponse, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, KafkaRequest,
     LeaveGroupResponse, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest,
     OffsetFetchResponse, SyncGroupRequest, SyncGroupResponse,
+    decode_consumer_protocol_subscription,
 };
 
 use super::{Answer, FRAME_LIMIT, Fault, State, frame};
@@ -28,6 +30,12 @@ pub(super) const APIS: [(i16, i16); 7] =
 pub(crate) struct Group {
     pub(crate) coordinator: usize,
     pub(crate) joins: usize,
+    /// The topics of the member that joined last.
+    pub(crate) subscribed: Vec<String>,
+    /// How many commits have come.
+    pub(crate) commits: usize,
+    /// Whether commits are never answered.
+    pub(crate) commits_hang: bool,
     /// How many heartbeats each node has served.
     pub(crate) heartbeats: HashMap<usize, usize>,
     pub(crate) commit_faults: VecDeque<Fault>,
@@ -86,6 +94,11 @@ fn join(request: &JoinGroupRequest, refusal: i16, state: &mut State) -> JoinGrou
         state.group.joins += 1;
     }
     let protocol = &request.protocols[0];
+    let metadata = protocol.metadata.clone();
+    let decoded = decode_consumer_protocol_subscription(metadata, DecodeLimits::default());
+    let (_, subscription) = decoded.expect("well-formed");
+    let topics = subscription.topics.iter().map(ToString::to_string);
+    state.group.subscribed = topics.collect();
     answer.generation_id = state.group.joins as i32;
     answer.protocol_name = Some(protocol.name.clone());
     answer.leader = "the member".into();
@@ -103,6 +116,10 @@ fn commit(
     refusal: i16,
     state: &mut State,
 ) -> Answer {
+    state.group.commits += 1;
+    if state.group.commits_hang {
+        return Answer::Hold;
+    }
     let fault = state.group.commit_faults.pop_front().unwrap_or(Fault::None);
     if matches!(fault, Fault::DropBefore) {
         return Answer::Close;

@@ -15,7 +15,10 @@ use yuxi_client::protocol::messages::{
 
 use super::{Answer, FRAME_LIMIT, State, frame};
 
-pub(super) const API: (i16, i16) = (68, 1);
+pub(super) fn api(members: &Members) -> (i16, i16) {
+    (68, i16::from(!members.old))
+}
+
 pub(crate) const TOPIC_ID: TopicId = TopicId::from_bytes([7; 16]);
 
 /// One member as the coordinator sees it.
@@ -29,6 +32,10 @@ pub(crate) struct Members {
     /// The epochs that heartbeats carried.
     pub(crate) epochs_seen: Vec<i32>,
     pub(crate) assignor: Option<String>,
+    /// What the member that joined last subscribed with.
+    pub(crate) regex: Option<String>,
+    /// Whether version 1 of the heartbeat is not offered.
+    pub(crate) old: bool,
     pub(crate) refusals: VecDeque<ErrorCode>,
 }
 
@@ -61,9 +68,11 @@ pub(super) fn answer(head: &RequestHead, body: Bytes, state: &mut State) -> Answ
     }
     if request.member_epoch == 0 {
         let names = request.subscribed_topic_names.as_ref();
+        let regex = request.subscribed_topic_regex.as_ref();
+        members.regex = regex.map(ToString::to_string);
         assert!(
-            names.is_some_and(|names| !names.is_empty()),
-            "it joins with its topics"
+            names.is_some_and(|names| !names.is_empty()) != regex.is_some(),
+            "it joins with its topics or with its regex"
         );
         let nothing = request.topic_partitions.as_ref();
         assert!(nothing.is_some_and(Vec::is_empty), "it joins with nothing");

@@ -106,6 +106,8 @@ pub(crate) struct State {
     pub(crate) members: heartbeats::Members,
     /// Whether the topic has an id.
     pub(crate) topic_ids: bool,
+    /// Topics besides [`TOPIC`], with a partition each and no records.
+    pub(crate) other_topics: Vec<String>,
     ports: Vec<u16>,
     tasks: Vec<AbortHandle>,
     next_producer_id: i64,
@@ -258,7 +260,7 @@ fn api_versions(head: &RequestHead, state: &mut State) -> Answer {
         (18, 3),
         (22, 4),
         (23, 4),
-        heartbeats::API,
+        heartbeats::api(&state.members),
     ];
     let apis = apis.into_iter().chain(group::APIS);
     for (api_key, max_version) in apis.chain(transactions::APIS) {
@@ -320,7 +322,14 @@ fn metadata(head: &RequestHead, state: &State) -> MetadataResponse {
         };
         topic.partitions.push(partition);
     }
-    answer.topics = vec![topic];
+    for name in &state.other_topics {
+        let mut other = MetadataResponseTopic::default();
+        other.name = Some(name.as_str().into());
+        other.is_internal = name.starts_with("__");
+        other.partitions = topic.partitions[..1].to_vec();
+        answer.topics.push(other);
+    }
+    answer.topics.push(topic);
     answer
 }
 

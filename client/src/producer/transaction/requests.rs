@@ -13,7 +13,7 @@ use yuxi_protocol::messages::txn_offset_commit_request::{
 };
 use yuxi_protocol::messages::{
     AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, EndTxnRequest, InitProducerIdRequest,
-    RequestResponsePair, TxnOffsetCommitRequest,
+    TxnOffsetCommitRequest,
 };
 
 use super::super::batch::Identity;
@@ -21,7 +21,7 @@ use super::machine::{Answer, Offsets, Protocol, Request};
 use crate::cluster::{Cluster, Coordinator, wire_ms};
 use crate::connection::Connection;
 use crate::consumer::GroupMetadata;
-use crate::error::{Error, Result, check};
+use crate::error::{Result, check};
 use crate::metadata::{by_topic, indexes_by_topic};
 
 /// Newer versions are for transactions that outlive their producer (KIP-939).
@@ -36,6 +36,9 @@ const END_WITH_EPOCH: i16 = 5;
 const COMMIT_OFFSETS_IMPLIED: i16 = 5;
 /// The oldest version that says who of the group commits (KIP-447).
 const COMMIT_OFFSETS_BY_MEMBER: i16 = 3;
+
+/// To fall back to an older version would be to speak the other protocol.
+const SINCE_VERSION_2: &str = "since transaction.version is 2";
 
 /// The ways to the coordinators of one transactional producer.
 #[derive(Debug)]
@@ -221,7 +224,9 @@ async fn commit_offsets(
 ) -> Answered {
     let newest = match protocol {
         Protocol::Announced => COMMIT_OFFSETS_IMPLIED - 1,
-        Protocol::Implied => needs::<TxnOffsetCommitRequest>(&coordinator, COMMIT_OFFSETS_IMPLIED)?,
+        Protocol::Implied => {
+            coordinator.needs::<TxnOffsetCommitRequest>(COMMIT_OFFSETS_IMPLIED, SINCE_VERSION_2)?
+        }
     };
     let answer = coordinator
         .call_up_to(newest, |version| {
@@ -278,7 +283,7 @@ async fn end(
 ) -> Answered {
     let newest = match protocol {
         Protocol::Announced => END_WITH_EPOCH - 1,
-        Protocol::Implied => needs::<EndTxnRequest>(&coordinator, END_WITH_EPOCH)?,
+        Protocol::Implied => coordinator.needs::<EndTxnRequest>(END_WITH_EPOCH, SINCE_VERSION_2)?,
     };
     let answer = coordinator
         .call_up_to(newest, |_| {
@@ -303,17 +308,4 @@ async fn end(
         Protocol::Announced => Answer::Done,
     };
     Ok(answered(&coordinator, answer))
-}
-
-/// The version, if the broker has it: to fall back would be to speak the other protocol.
-fn needs<R: RequestResponsePair>(broker: &Connection, version: i16) -> Result<i16> {
-    if broker.version::<R>(version)?.value() == version {
-        return Ok(version);
-    }
-    Err(Error::Unsupported {
-        address: broker.address().to_owned(),
-        api: R::NAME.strip_suffix("Request").unwrap_or(R::NAME),
-        offered: format!("less than {version}"),
-        needed: format!("{version}, since transaction.version is 2"),
-    })
 }

@@ -1,10 +1,10 @@
 //! A group's member by the classic protocol: join, sync, heartbeat, leave.
 //!
-//! The task never touches a partition that it has asked back until the consumer has
-//! said [`Command::Revoked`]; with the eager assignors everything is asked back before
-//! joining again, with cooperative-sticky only what moves (KIP-429).
+//! With the eager assignors everything is asked back before joining again, with
+//! cooperative-sticky only what moves (KIP-429). A regex is matched before each joining.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,11 @@ use yuxi_protocol::messages::{
 };
 
 use super::assignors::assign;
-use super::group::{Command, GroupEvent, LastPoll, Offsets};
-use super::group_api::{self, GroupMetadata};
+use super::group::{Command, GroupEvent, Offsets};
+use super::group_api;
+use super::group_member::{GroupMember, Protocol};
 use crate::backoff::Backoff;
-use crate::cluster::{Cluster, Coordinator, wire_ms};
+use crate::cluster::wire_ms;
 use crate::config::Assignor;
 use crate::connection::Connection;
 use crate::error::{Error, Result, check};
@@ -30,15 +31,10 @@ use crate::error::{Error, Result, check};
 const JOIN_SLACK: Duration = Duration::from_secs(5);
 
 /// The task's state.
-pub(super) struct Member {
-    cluster: Cluster,
-    coordinator: Coordinator,
-    identity: GroupMetadata,
+pub(super) struct ClassicMember {
+    member: GroupMember,
+    /// The topics of the subscription, as of the last time that it was looked at.
     topics: BTreeSet<Arc<str>>,
-    owned: BTreeSet<TopicPartition>,
-    commands: mpsc::Receiver<Command>,
-    events: mpsc::Sender<GroupEvent>,
-    last_poll: Arc<LastPoll>,
     /// As leader: the partition counts that the present assignment was made from.
     counts: BTreeMap<Arc<str>, i32>,
 }
@@ -49,44 +45,87 @@ enum Next {
     Left,
 }
 
-impl Member {
-    pub(super) fn new(
-        cluster: Cluster,
-        identity: GroupMetadata,
-        topics: BTreeSet<Arc<str>>,
-        commands: mpsc::Receiver<Command>,
-        events: mpsc::Sender<GroupEvent>,
-        last_poll: Arc<LastPoll>,
-    ) -> Self {
+impl From<ControlFlow<()>> for Next {
+    fn from(flow: ControlFlow<()>) -> Self {
+        match flow {
+            ControlFlow::Continue(()) => Self::Join,
+            ControlFlow::Break(()) => Self::Left,
+        }
+    }
+}
+
+impl Protocol for ClassicMember {
+    fn member(&mut self) -> &mut GroupMember {
+        &mut self.member
+    }
+
+    fn heartbeat_interval(&self) -> Duration {
+        self.member.cluster.config().heartbeat_interval
+    }
+
+    async fn heartbeat(&mut self) -> Result<()> {
+        let identity = &self.member.identity;
+        self.member
+            .coordinator
+            .call(|connection| group_api::heartbeat(connection, identity))
+            .await
+    }
+
+    async fn commit(&mut self, offsets: &Offsets) -> Result<()> {
+        let member = &mut self.member;
+        group_api::commit(&mut member.coordinator, &member.identity, offsets).await
+    }
+
+    async fn leave(&mut self) {
+        let identity = &self.member.identity;
+        // A static member does not leave: it will be back (KIP-345).
+        if identity.instance.is_some() || identity.member.is_empty() {
+            return;
+        }
+        let left = self
+            .member
+            .coordinator
+            .call(|connection| group_api::leave(connection, identity))
+            .await;
+        if let Err(error) = left {
+            tracing::debug!(group = identity.group, %error, "the group was not told");
+        }
+    }
+
+    fn is_expulsion(code: ErrorCode) -> bool {
+        matches!(
+            code,
+            ErrorCode::UnknownMemberId | ErrorCode::IllegalGeneration
+        )
+    }
+}
+
+impl ClassicMember {
+    pub(super) fn new(member: GroupMember) -> Self {
         Self {
-            coordinator: Coordinator::of(&cluster, &identity.group),
-            cluster,
-            identity,
-            topics,
-            owned: BTreeSet::new(),
-            commands,
-            events,
-            last_poll,
+            member,
+            topics: BTreeSet::new(),
             counts: BTreeMap::new(),
         }
     }
 
     /// Until the consumer leaves or the membership fails for good.
     pub(super) async fn run(mut self) {
-        let config = self.cluster.config().clone();
+        let config = self.member.cluster.config().clone();
         let mut backoff = Backoff::new(config.retry_backoff, config.retry_backoff_max);
         loop {
             match self.one_generation(&mut backoff).await {
                 Ok(Next::Join) => {}
                 Ok(Next::Left) => return,
                 Err(error) => match self.recover(error).await {
-                    Ok(()) => {
+                    Ok(Next::Left) => return,
+                    Ok(Next::Join) => {
                         if self.pause(backoff.next()).await {
                             return;
                         }
                     }
                     Err(error) => {
-                        let _ = self.events.send(GroupEvent::Failed(error)).await;
+                        let _ = self.member.tell(GroupEvent::Failed(error)).await;
                         return;
                     }
                 },
@@ -96,15 +135,20 @@ impl Member {
 
     /// Joins, syncs, and stays until the group rebalances.
     async fn one_generation(&mut self, backoff: &mut Backoff) -> Result<Next> {
-        let group = self.identity.group.clone();
-        if !self.is_cooperative() && !self.owned.is_empty() {
-            let all = std::mem::take(&mut self.owned);
-            if let Some(next) = self.revoke(all, false).await? {
-                return Ok(next);
+        let group = self.member.identity.group.clone();
+        if !self.is_cooperative() && !self.member.owned.is_empty() {
+            let all = std::mem::take(&mut self.member.owned);
+            if self.revoke(all, false).await?.is_break() {
+                return Ok(Next::Left);
             }
         }
+        self.topics = self
+            .member
+            .subscription
+            .topics(&self.member.cluster)
+            .await?;
         let request = self.join_request()?;
-        let limit = self.cluster.config().max_poll_interval + JOIN_SLACK;
+        let limit = self.member.cluster.config().max_poll_interval + JOIN_SLACK;
         let joined = self.unless_told(|connection| join(connection, request, limit));
         let joined = match joined.await {
             Ok(joined) => joined?,
@@ -112,16 +156,16 @@ impl Member {
         };
         if let Some(code) = crate::error::error_code(joined.error_code) {
             if code == ErrorCode::MemberIdRequired {
-                self.identity.member = joined.member_id.to_string();
+                self.member.identity.member = joined.member_id.to_string();
                 return Ok(Next::Join);
             }
             return Err(Error::broker(format!("joining group {group}"), code, None));
         }
-        self.identity.member = joined.member_id.to_string();
-        self.identity.generation = joined.generation_id;
+        self.member.identity.member = joined.member_id.to_string();
+        self.member.identity.generation = joined.generation_id;
         tracing::debug!(
             group,
-            member = self.identity.member,
+            member = self.member.identity.member,
             generation = joined.generation_id,
             "joined"
         );
@@ -139,7 +183,9 @@ impl Member {
         check(synced.error_code, None, || {
             format!("syncing with group {group}")
         })?;
-        self.tell(GroupEvent::Joined(self.identity.clone())).await?;
+        self.member
+            .tell(GroupEvent::Joined(self.member.identity.clone()))
+            .await?;
         let assigned: BTreeSet<TopicPartition> =
             group_api::decode_assignment(&group, synced.assignment)?
                 .into_iter()
@@ -153,26 +199,13 @@ impl Member {
 
     /// Brings what the consumer reads in line with the assignment.
     async fn take(&mut self, assigned: BTreeSet<TopicPartition>) -> Result<Option<Next>> {
-        let given_up: BTreeSet<_> = self.owned.difference(&assigned).cloned().collect();
-        let added: Vec<_> = assigned.difference(&self.owned).cloned().collect();
-        if !added.is_empty() {
-            let group = &self.identity.group;
-            let mut offsets =
-                group_api::fetch_committed(&mut self.coordinator, group, Some(&added)).await?;
-            let partitions = added
-                .into_iter()
-                .map(|partition| {
-                    let offset = offsets.remove(&partition);
-                    (partition, offset)
-                })
-                .collect();
-            self.tell(GroupEvent::Assign { partitions }).await?;
-        }
-        self.owned = assigned;
+        let given_up: BTreeSet<_> = self.member.owned.difference(&assigned).cloned().collect();
+        let added = assigned.difference(&self.member.owned).cloned().collect();
+        self.member.assign(added).await?;
+        self.member.owned = assigned;
         if !given_up.is_empty() {
-            let next = self.revoke(given_up, false).await?;
             // What was given up is assigned in the rebalance that this join begins.
-            return Ok(Some(next.unwrap_or(Next::Join)));
+            return Ok(Some(self.revoke(given_up, false).await?.into()));
         }
         Ok(None)
     }
@@ -180,7 +213,7 @@ impl Member {
     /// Heartbeats and commits, until the group rebalances or the consumer leaves. While
     /// the coordinator is away or moves, the membership stands: the new one knows it.
     async fn stay(&mut self) -> Result<Next> {
-        let config = self.cluster.config().clone();
+        let config = self.member.cluster.config().clone();
         let mut tick = tokio::time::interval(config.heartbeat_interval);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut retry = Backoff::new(config.retry_backoff, config.retry_backoff_max);
@@ -188,8 +221,10 @@ impl Member {
         loop {
             tokio::select! {
                 _ = tick.tick() => {
-                    if self.last_poll.elapsed() > config.max_poll_interval {
-                        return self.stop_for_silence().await;
+                    if self.member.is_silent() {
+                        self.leave().await;
+                        self.forget_membership();
+                        return Ok(self.lose_all().await?.into());
                     }
                     match self.heartbeat().await {
                         Ok(()) => retry.reset(),
@@ -197,31 +232,28 @@ impl Member {
                             return Ok(Next::Join);
                         }
                         Err(error) if error.is_retriable() => {
-                            tracing::debug!(group = self.identity.group, %error, "heartbeat failed");
+                            tracing::debug!(group = self.member.identity.group, %error, "heartbeat failed");
                             tick.reset_after(retry.next().min(config.heartbeat_interval));
                         }
                         Err(error) => return Err(error),
                     }
-                    if checked.elapsed() > config.metadata_max_age && !self.counts.is_empty() {
+                    if checked.elapsed() > config.metadata_max_age {
                         checked = Instant::now();
-                        if self.partition_counts(self.counts.keys().cloned()).await? != self.counts {
-                            return Ok(Next::Join);
+                        match self.topics_have_changed().await {
+                            Ok(true) => return Ok(Next::Join),
+                            Err(error) if !error.is_retriable() => return Err(error),
+                            Ok(false) | Err(_) => {}
                         }
                     }
                 }
-                command = self.commands.recv() => match command {
+                command = self.member.commands.recv() => match command {
                     Some(Command::Commit { offsets, done }) => {
                         let result = self.commit(&offsets).await;
                         let failed = result.as_ref().err().cloned();
-                        match done {
-                            Some(done) => { let _ = done.send(result); }
-                            None => if let Some(error) = &failed {
-                                tracing::warn!(%error, "automatic commit failed");
-                            },
-                        }
+                        let _ = done.send(result);
                         match failed.as_ref().and_then(Error::code) {
                             Some(ErrorCode::RebalanceInProgress) => return Ok(Next::Join),
-                            Some(code) if is_expulsion(code) => {
+                            Some(code) if Self::is_expulsion(code) => {
                                 return Err(Error::broker("committing", code, None));
                             }
                             Some(_) | None => {}
@@ -235,90 +267,20 @@ impl Member {
         }
     }
 
-    async fn heartbeat(&mut self) -> Result<()> {
-        let identity = &self.identity;
-        self.coordinator
-            .call(|connection| group_api::heartbeat(connection, identity))
-            .await
-    }
-
-    async fn commit(&mut self, offsets: &Offsets) -> Result<()> {
-        group_api::commit(&mut self.coordinator, &self.identity, offsets).await
-    }
-
-    async fn leave(&mut self) {
-        let identity = &self.identity;
-        let left = self
-            .coordinator
-            .call(|connection| group_api::leave(connection, identity))
-            .await;
-        if let Err(error) = left {
-            tracing::debug!(group = identity.group, %error, "the group was not told");
+    /// Whether the subscription has other topics now, or one that this member assigned as
+    /// leader other partitions.
+    async fn topics_have_changed(&self) -> Result<bool> {
+        if self
+            .member
+            .subscription
+            .topics(&self.member.cluster)
+            .await?
+            != self.topics
+        {
+            return Ok(true);
         }
-    }
-
-    /// The consumer has not polled for too long: others take its partitions over.
-    /// It joins again when it polls again.
-    async fn stop_for_silence(&mut self) -> Result<Next> {
-        tracing::warn!(
-            group = self.identity.group,
-            "poll was not called for longer than max.poll.interval.ms; leaving the group"
-        );
-        self.leave().await;
-        self.forget_membership();
-        let lost = std::mem::take(&mut self.owned);
-        if let Some(next) = self.revoke(lost, true).await? {
-            return Ok(next);
-        }
-        Ok(Next::Join)
-    }
-
-    /// Asks the consumer for partitions and waits until it has given them up. Unless they
-    /// are lost, its commits are still made meanwhile, and heartbeats keep its place.
-    async fn revoke(
-        &mut self,
-        partitions: BTreeSet<TopicPartition>,
-        lost: bool,
-    ) -> Result<Option<Next>> {
-        let config = self.cluster.config().clone();
-        self.tell(GroupEvent::Revoke { partitions, lost }).await?;
-        let mut tick = tokio::time::interval(config.heartbeat_interval);
-        loop {
-            tokio::select! {
-                _ = tick.tick(), if !lost => {
-                    match self.heartbeat().await {
-                        Err(error) if error.code().is_some_and(is_expulsion) => return Err(error),
-                        // It is known that the group rebalances; anything else shows in joining.
-                        Ok(()) | Err(_) => {}
-                    }
-                }
-                command = self.commands.recv() => match command {
-                    Some(Command::Revoked) => return Ok(None),
-                    Some(Command::Commit { offsets, done }) => {
-                        let result = if lost {
-                            Err(Error::broker(
-                                "committing",
-                                ErrorCode::UnknownMemberId,
-                                Some("the member has left its group"),
-                            ))
-                        } else {
-                            self.commit(&offsets).await
-                        };
-                        if let Some(done) = done {
-                            let _ = done.send(result);
-                        }
-                    }
-                    Some(Command::Leave { done }) => {
-                        if !lost {
-                            return Ok(Some(self.say_goodbye(Some(done)).await));
-                        }
-                        let _ = done.send(());
-                        return Ok(Some(Next::Left));
-                    }
-                    None => return Ok(Some(Next::Left)),
-                },
-            }
-        }
+        Ok(!self.counts.is_empty()
+            && self.partition_counts(self.counts.keys().cloned()).await? != self.counts)
     }
 
     /// Makes one attempt at a request that may take long, unless the consumer wants to
@@ -330,14 +292,12 @@ impl Member {
     where
         F: Future<Output = Result<T>>,
     {
-        unless_told(&mut self.commands, self.coordinator.call(request)).await
+        let member = &mut self.member;
+        unless_told(&mut member.commands, member.coordinator.call(request)).await
     }
 
     async fn say_goodbye(&mut self, done: Option<oneshot::Sender<()>>) -> Next {
-        // A static member does not leave: it will be back (KIP-345).
-        if self.identity.instance.is_none() && !self.identity.member.is_empty() {
-            self.leave().await;
-        }
+        self.leave().await;
         if let Some(done) = done {
             let _ = done.send(());
         }
@@ -345,41 +305,30 @@ impl Member {
     }
 
     /// Makes ready to join again after an error, or gives the error back as final.
-    async fn recover(&mut self, error: Error) -> Result<()> {
-        tracing::debug!(group = self.identity.group, %error, "group membership interrupted");
-        let Some(code) = error.code() else {
-            return if error.is_retriable() {
-                Ok(())
-            } else {
-                Err(error)
-            };
-        };
-        if is_expulsion(code) {
-            if code == ErrorCode::UnknownMemberId {
-                self.forget_membership();
+    async fn recover(&mut self, error: Error) -> Result<Next> {
+        tracing::debug!(group = self.member.identity.group, %error, "group membership interrupted");
+        match error.code() {
+            Some(code) if Self::is_expulsion(code) => {
+                if code == ErrorCode::UnknownMemberId {
+                    self.member.identity.member.clear();
+                }
+                self.member.identity.generation = -1;
+                Ok(self.lose_all().await?.into())
             }
-            self.identity.generation = -1;
-            let lost = std::mem::take(&mut self.owned);
-            if !lost.is_empty() {
-                self.revoke(lost, true).await?;
-            }
-            return Ok(());
-        }
-        if error.is_retriable() || code == ErrorCode::RebalanceInProgress {
-            Ok(())
-        } else {
-            Err(error)
+            Some(ErrorCode::RebalanceInProgress) => Ok(Next::Join),
+            _ if error.is_retriable() => Ok(Next::Join),
+            _ => Err(error),
         }
     }
 
     fn forget_membership(&mut self) {
-        self.identity.member.clear();
-        self.identity.generation = -1;
+        self.member.identity.member.clear();
+        self.member.identity.generation = -1;
     }
 
     /// Waits; true if the consumer left meanwhile.
     async fn pause(&mut self, pause: Duration) -> bool {
-        match unless_told(&mut self.commands, tokio::time::sleep(pause)).await {
+        match unless_told(&mut self.member.commands, tokio::time::sleep(pause)).await {
             Ok(()) => false,
             Err(done) => {
                 // The coordinator is away; the session will time out.
@@ -391,33 +340,30 @@ impl Member {
         }
     }
 
-    async fn tell(&self, event: GroupEvent) -> Result<()> {
-        self.events.send(event).await.map_err(|_| Error::Closed)
-    }
-
     fn is_cooperative(&self) -> bool {
-        self.cluster
+        self.member
+            .cluster
             .config()
             .assignors
             .contains(&Assignor::CooperativeSticky)
     }
 
     fn join_request(&self) -> Result<JoinGroupRequest> {
-        let config = self.cluster.config();
-        let owned: Vec<TopicPartition> = self.owned.iter().cloned().collect();
+        let config = self.member.cluster.config();
+        let owned: Vec<TopicPartition> = self.member.owned.iter().cloned().collect();
         let mut request = JoinGroupRequest::default();
-        request.group_id = self.identity.group.as_str().into();
+        request.group_id = self.member.identity.group.as_str().into();
         request.session_timeout_ms = wire_ms(config.session_timeout);
         request.rebalance_timeout_ms = wire_ms(config.max_poll_interval);
-        request.member_id = self.identity.member.as_str().into();
-        request.group_instance_id = self.identity.instance.as_deref().map(Into::into);
+        request.member_id = self.member.identity.member.as_str().into();
+        request.group_instance_id = self.member.identity.instance.as_deref().map(Into::into);
         request.protocol_type = "consumer".into();
         for assignor in &config.assignors {
             let mut protocol = JoinGroupRequestProtocol::default();
             protocol.name = assignor.name().into();
             let topics = self.topics.iter().map(|topic| &**topic);
             protocol.metadata =
-                group_api::encode_subscription(topics, &owned, self.identity.generation)?;
+                group_api::encode_subscription(topics, &owned, self.member.identity.generation)?;
             request.protocols.push(protocol);
         }
         Ok(request)
@@ -430,6 +376,7 @@ impl Member {
     ) -> Result<Vec<SyncGroupRequestAssignment>> {
         let chosen = joined.protocol_name.as_deref().unwrap_or_default();
         let assignor = self
+            .member
             .cluster
             .config()
             .assignors
@@ -438,7 +385,7 @@ impl Member {
             .copied();
         let assignor = assignor.ok_or_else(|| Error::Malformed {
             what: "JoinGroup answer",
-            address: self.identity.group.clone(),
+            address: self.member.identity.group.clone(),
             detail: format!("the protocol '{chosen}', which was not offered"),
         })?;
         let members = joined
@@ -475,8 +422,8 @@ impl Member {
         topics: impl Iterator<Item = Arc<str>>,
     ) -> Result<BTreeMap<Arc<str>, i32>> {
         let topics: Vec<Arc<str>> = topics.collect();
-        let create = self.cluster.config().auto_create_topics;
-        let metadata = self.cluster.refresh(&topics, create).await?;
+        let create = self.member.cluster.config().auto_create_topics;
+        let metadata = self.member.cluster.refresh(&topics, create).await?;
         let count = |topic: &Arc<str>| {
             metadata
                 .topic(topic)
@@ -494,10 +441,10 @@ impl Member {
         assignments: Vec<SyncGroupRequestAssignment>,
     ) -> SyncGroupRequest {
         let mut request = SyncGroupRequest::default();
-        request.group_id = self.identity.group.as_str().into();
-        request.generation_id = self.identity.generation;
-        request.member_id = self.identity.member.as_str().into();
-        request.group_instance_id = self.identity.instance.as_deref().map(Into::into);
+        request.group_id = self.member.identity.group.as_str().into();
+        request.generation_id = self.member.identity.generation;
+        request.member_id = self.member.identity.member.as_str().into();
+        request.group_instance_id = self.member.identity.instance.as_deref().map(Into::into);
         request.protocol_type = joined
             .protocol_type
             .clone()
@@ -519,11 +466,8 @@ async fn unless_told<T>(
             result = &mut work => return Ok(result),
             command = commands.recv() => match command {
                 Some(Command::Commit { done, .. }) => {
-                    if let Some(done) = done {
-                        let error =
-                            Error::broker("committing", ErrorCode::RebalanceInProgress, None);
-                        let _ = done.send(Err(error));
-                    }
+                    let error = Error::broker("committing", ErrorCode::RebalanceInProgress, None);
+                    let _ = done.send(Err(error));
                 }
                 Some(Command::Revoked) => {}
                 Some(Command::Leave { done }) => return Err(Some(done)),
@@ -531,14 +475,6 @@ async fn unless_told<T>(
             },
         }
     }
-}
-
-/// The group goes on without this member: what it held may be another's already.
-fn is_expulsion(code: ErrorCode) -> bool {
-    matches!(
-        code,
-        ErrorCode::UnknownMemberId | ErrorCode::IllegalGeneration
-    )
 }
 
 async fn join(
