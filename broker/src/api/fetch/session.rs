@@ -320,10 +320,17 @@ impl Session {
             at += 1;
         }
         // Who gave records is read last next time, so that none starves.
-        for (moved, at) in gave_records.into_iter().enumerate() {
-            let known = self.partitions.remove(at - moved);
-            self.partitions.push(known);
-        }
+        let mut moved = gave_records.into_iter().peekable();
+        let mut at = 0;
+        let moved: Vec<Remembered> = self
+            .partitions
+            .extract_if(.., |_| {
+                let moves = moved.next_if_eq(&at).is_some();
+                at += 1;
+                moves
+            })
+            .collect();
+        self.partitions.extend(moved);
         keep
     }
 }
