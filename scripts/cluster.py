@@ -373,11 +373,13 @@ class Cluster:
         found = self.etcd.get("controller").get("controller")
         return (found[0]["node_id"], found[1]) if found else None
 
+    def topic_id(self, topic):
+        return self.etcd.get(f"topics/{topic}")[f"topics/{topic}"][0]["topic_id"]
+
     def partitions(self, topic):
         """The states of a topic's partitions, by number."""
-        topic_id = self.etcd.get(f"topics/{topic}")[f"topics/{topic}"][0]["topic_id"]
         states = {}
-        for value, *_ in self.etcd.get(f"partitions/{topic_id}/").values():
+        for value, *_ in self.etcd.get(f"partitions/{self.topic_id(topic)}/").values():
             states.update({int(number): state for number, state in value.items()})
         return states
 
