@@ -1,20 +1,72 @@
 //! What the admin listener tells of the broker at one moment.
 
 use crate::{
-    metrics::{ClusterState, Gathered, PartitionState, Readiness},
+    metrics::{Gathered, Metrics, PartitionState},
     node::Node,
     partition::{Partition, Status},
     time,
 };
-use std::sync::Arc;
-use yuxi_controller::image::ClusterImage;
-use yuxi_protocol::ids::BrokerId;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+use yuxi_controller::{
+    Waiting,
+    admin::{Observed, Page, Readiness, render_process},
+    image::ClusterImage,
+};
 
 /// How long after the largest time-out of transactions one counts as late, as in Kafka.
 const LATE_AFTER_MS: i64 = 5 * 60_000;
 
+/// The broker as the admin listener tells of it, from its very start.
+pub(crate) struct Observer {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) store: Waiting,
+    node: OnceLock<Arc<Node>>,
+}
+
+impl Observer {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            store: Waiting::default(),
+            node: OnceLock::new(),
+        }
+    }
+
+    /// From here on the broker serves clients.
+    pub(crate) fn serves(&self, node: &Arc<Node>) {
+        let _ = self.node.set(Arc::clone(node));
+    }
+}
+
+impl Observed for Observer {
+    fn readiness(&self) -> Readiness {
+        match (self.node.get(), self.store.why()) {
+            (Some(node), _) => node.readiness(),
+            (None, Some(why)) => Readiness::Waiting(why),
+            (None, None) => Readiness::Starting,
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let mut page = Page::default();
+        let state = match self.node.get() {
+            Some(node) => {
+                node.controller.render_metrics(&mut page);
+                gather(node)
+            }
+            None => Gathered::default(),
+        };
+        self.metrics.render(&mut page, &state, Instant::now());
+        render_process(&mut page);
+        page.into_text()
+    }
+}
+
 /// Looks at every partition, one lock at a time.
-pub(crate) fn gather(node: &Node) -> Gathered {
+fn gather(node: &Node) -> Gathered {
     let image = node.image();
     let longest_ms = i64::from(node.settings.transaction_max_timeout_ms) + LATE_AFTER_MS;
     let late_before_ms = time::now_ms() - longest_ms;
@@ -26,10 +78,6 @@ pub(crate) fn gather(node: &Node) -> Gathered {
             .iter()
             .map(|partition| describe(partition, &image, late_before_ms))
             .collect(),
-        controls: image
-            .controller()
-            .filter(|controller| controller.node_id == node.broker_id)
-            .map(|_| cluster(&image)),
         groups: node.groups.count(),
         fetch_sessions: node.fetch_sessions.len(),
         cleaner: node.cleaner.report(node),
@@ -69,18 +117,6 @@ fn describe(partition: &Partition, image: &ClusterImage, late_before_ms: i64) ->
         log_end_offset: offsets.log_end.value(),
         size_bytes,
         segments,
-    }
-}
-
-fn cluster(image: &ClusterImage) -> ClusterState {
-    let partitions = || image.topics().flat_map(|topic| topic.partitions());
-    ClusterState {
-        topics: image.topic_count(),
-        partitions: partitions().count(),
-        offline_partitions: partitions()
-            .filter(|(_, state)| state.leader == BrokerId::NONE)
-            .count(),
-        brokers: image.brokers().count(),
     }
 }
 

@@ -4,7 +4,6 @@
 
 #![forbid(unsafe_code)]
 
-mod admin_http;
 mod adoption;
 mod api;
 mod cleaner;
@@ -30,6 +29,7 @@ mod transactions;
 pub use api::fetch::bench;
 
 use crate::{
+    gathered::Observer,
     maintenance::Maintenance,
     metrics::Metrics,
     net::listener,
@@ -43,9 +43,13 @@ use std::{
     sync::{Arc, OnceLock},
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
 use yuxi_controller::{
-    Address, Campaign, Controller, ControllerError, ControllerOptions, Registration,
+    Address, Campaign, Controller, ControllerError, ControllerOptions, Registration, admin,
     keys::{self, Key, ValueError},
     settings::{HostPort, Listener, ServerSettings},
     store::{EmbeddedStore, EtcdOptions, EtcdStore, MetadataStore, StoreError},
@@ -114,6 +118,23 @@ pub enum StartError {
     Controller(#[from] ControllerError),
 }
 
+impl StartError {
+    /// Whether it is the metadata store that is away and may come back by itself.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Store(error) => matches!(error, StoreError::Unavailable(_)),
+            Self::Controller(error) => error.is_store_unavailable(),
+            Self::Listen { .. }
+            | Self::Directory(_)
+            | Self::File { .. }
+            | Self::Stored(_)
+            | Self::NoCluster { .. }
+            | Self::Logs(_)
+            | Self::Adoption(_) => false,
+        }
+    }
+}
+
 /// Why a broker did not stop cleanly. What was acknowledged is safe; the next start
 /// checks the logs.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +146,8 @@ pub struct Broker {
     node: Arc<Node>,
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
+    /// The admin listener; ends with it.
+    admin: JoinSet<()>,
     stop: watch::Sender<bool>,
     listener: JoinHandle<()>,
     background: Vec<JoinHandle<()>>,
@@ -142,12 +165,17 @@ impl std::fmt::Debug for Broker {
 impl Broker {
     /// Starts a broker of the cluster that the etcd of `etcd.endpoints` holds, or, if that is
     /// not set, one that is a cluster by itself, with a metadata store in its data directory.
-    /// Returns once it serves clients. Needs a tokio runtime, and must be the only one on its
-    /// data directory.
+    /// Returns once it serves clients, and waits for an etcd that is away. Needs a tokio
+    /// runtime, and must be the only one on its data directory.
     pub async fn start(settings: ServerSettings) -> Result<Self, StartError> {
         let opened = Opened::new(settings).await?;
         if let Some(etcd) = EtcdOptions::from_settings(&opened.settings) {
-            let store = Box::pin(EtcdStore::connect(etcd)).await?;
+            let connect = || {
+                let etcd = etcd.clone();
+                async { Ok(EtcdStore::connect(etcd).await?) }
+            };
+            let waiting = opened.observer.store.clone();
+            let store = Box::pin(waiting.until_available(StartError::may_pass, connect)).await?;
             return Box::pin(Self::run(opened, store, StoreKind::Shared)).await;
         }
         let store = EmbeddedStore::open(opened.directory.path())?;
@@ -191,6 +219,8 @@ impl Broker {
             settings,
             listener,
             admin,
+            admin_address,
+            observer,
             address,
             directory,
             stored,
@@ -208,30 +238,38 @@ impl Broker {
         let shutdown = mark
             .read()
             .map_err(in_directory(CleanShutdown::FILE_NAME))?;
-        if kind == StoreKind::Shared
-            && let Some(stored) = &stored
-        {
-            check_cluster(&store, &directory, stored).await?;
-        }
         // A cluster of one broker has nobody else.
         let is_candidate = kind != StoreKind::Shared || settings.controller_candidate;
-        let controller = Controller::start(
-            store,
-            ControllerOptions {
-                node_id: broker_id,
-                settings: Arc::new(settings.clone()),
-                session_ttl: kind.session_ttl(&settings),
-                endpoint: Some(advertised_address(&settings, address.port())),
-                campaign: if is_candidate {
-                    Campaign::OnceRegistered
-                } else {
-                    Campaign::Never
-                },
-                cluster_id: stored.map(|stored| stored.cluster_id),
-                seed: None,
+        let options = ControllerOptions {
+            node_id: broker_id,
+            settings: Arc::new(settings.clone()),
+            session_ttl: kind.session_ttl(&settings),
+            endpoint: Some(advertised_address(&settings, address.port())),
+            campaign: if is_candidate {
+                Campaign::OnceRegistered
+            } else {
+                Campaign::Never
             },
-        )
-        .await?;
+            is_alone: kind != StoreKind::Shared,
+            cluster_id: stored.as_ref().map(|stored| stored.cluster_id.clone()),
+            seed: None,
+        };
+        let (directory_found, cluster_found) = (&directory, stored.as_ref());
+        let start = || {
+            let (store, options) = (store.clone(), options.clone());
+            async move {
+                if kind == StoreKind::Shared
+                    && let Some(stored) = cluster_found
+                {
+                    check_cluster(&store, directory_found, stored).await?;
+                }
+                Ok(Controller::start(store, options).await?)
+            }
+        };
+        let controller = observer
+            .store
+            .until_available(StartError::may_pass, start)
+            .await?;
         let controller = running.get_or_init(|| controller).clone();
         directory.claim(&MetaProperties {
             cluster_id: controller
@@ -286,13 +324,12 @@ impl Broker {
             path: settings.data_dir().join(CleanShutdown::FILE_NAME),
             error,
         })?;
-        let metrics = Metrics::new(api::APIS.iter().map(|api| (api.key, api.name)));
         let node = Node::new(Parts {
             settings,
             is_alone: kind != StoreKind::Shared,
             controller,
             replicas,
-            metrics,
+            metrics: Arc::clone(&observer.metrics),
         });
         let mut background = vec![tokio::spawn(Arc::clone(&node).follow_images())];
         let timing = Arc::clone(&node);
@@ -317,27 +354,13 @@ impl Broker {
         }));
 
         let (stop, stopping) = watch::channel(false);
-        let admin_address = match admin {
-            Some(admin) => {
-                let address = local_address(&admin, "admin.listener")?;
-                tracing::info!(%address, "health and metrics are served");
-                let gathering = Arc::clone(&node);
-                background.push(tokio::spawn(admin_http::serve(
-                    admin,
-                    Arc::clone(&node.metrics),
-                    move || gathered::gather(&gathering),
-                    // It goes on telling of the shutdown until the end.
-                    std::future::pending(),
-                )));
-                Some(address)
-            }
-            None => None,
-        };
+        observer.serves(&node);
         let listener = tokio::spawn(listener::serve(listener, Arc::clone(&node), stopping));
         Ok(Self {
             node,
             address,
             admin_address,
+            admin,
             stop,
             listener,
             background,
@@ -390,6 +413,8 @@ impl Broker {
         for task in self.background.drain(..) {
             let _ = task.await;
         }
+        // Until here it told of the shutdown; it holds the node, and with that the directory.
+        self.admin.shutdown().await;
         let node = Arc::clone(&self.node);
         // Of its present registration, which may not be its first.
         let epoch = node
@@ -423,7 +448,10 @@ impl Drop for Broker {
 struct Opened {
     settings: ServerSettings,
     listener: TcpListener,
-    admin: Option<TcpListener>,
+    /// The admin listener, which tells of the start too.
+    admin: JoinSet<()>,
+    admin_address: Option<SocketAddr>,
+    observer: Arc<Observer>,
     address: SocketAddr,
     directory: LogDir,
     stored: Option<MetaProperties>,
@@ -448,10 +476,23 @@ impl Opened {
                 expected: broker_id,
             }));
         }
+        let metrics = Metrics::new(api::APIS.iter().map(|api| (api.key, api.name)));
+        let observer = Arc::new(Observer::new(metrics));
+        let mut serving = JoinSet::new();
+        let mut admin_address = None;
+        if let Some(admin) = admin {
+            let address = local_address(&admin, "admin.listener")?;
+            tracing::info!(%address, "health and metrics are served");
+            let observer = Arc::clone(&observer);
+            serving.spawn(admin::serve(admin, observer, std::future::pending()));
+            admin_address = Some(address);
+        }
         Ok(Self {
             settings,
             listener,
-            admin,
+            admin: serving,
+            admin_address,
+            observer,
             address,
             directory,
             stored,

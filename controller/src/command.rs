@@ -1,7 +1,7 @@
 //! What the controller can be asked to decide, each with its way back to the caller, and
 //! the JSON in which a command travels to the process that can decide it.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use rand::RngCore;
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use yuxi_protocol::ids::{BrokerEpoch, BrokerId};
 
 use crate::{
     ControllerError,
+    controller::CALL_DEADLINE,
     decide::{
         ChangeSet, brokers,
         configs::{self, ConfigAlteration},
@@ -344,6 +345,11 @@ impl Asked {
             }
             _ => Ok(()),
         }
+    }
+
+    /// For how long it has been asked for.
+    pub(crate) fn age(&self) -> Duration {
+        CALL_DEADLINE.saturating_sub(self.give_up_at.saturating_duration_since(Instant::now()))
     }
 
     pub(crate) fn finish(self, outcome: Result<Revision, ControllerError>) {

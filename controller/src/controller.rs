@@ -12,6 +12,7 @@ use yuxi_protocol::ids::{BrokerEpoch, BrokerId};
 
 use crate::{
     ControllerError,
+    admin::Page,
     command::{Asked, Call, Command, Validated},
     decide::{
         configs::ConfigAlteration,
@@ -23,7 +24,9 @@ use crate::{
         topics::{Answers, CreatedTopic, DeletedTopic, NewPartitions, NewTopic, TopicSelector},
     },
     image::ClusterImage,
-    keys::{Address, BrokerValue},
+    keys::{Address, BrokerValue, DaemonValue},
+    metrics::ControllerMetrics,
+    registration::Registrant,
     service::{self, Request},
     settings::ServerSettings,
     store::MetadataStore,
@@ -52,6 +55,8 @@ pub struct ControllerOptions {
     pub endpoint: Option<Address>,
     /// Whether it competes for the seal.
     pub campaign: Campaign,
+    /// Whether no other process ever uses the store.
+    pub is_alone: bool,
     /// The id that a cluster gets which is founded now; random if `None`.
     pub cluster_id: Option<String>,
     /// Makes ids and placement repeatable; random if `None`.
@@ -61,11 +66,9 @@ pub struct ControllerOptions {
 /// When a process competes for the seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Campaign {
-    /// Once it has registered as a broker, so that the reconciling of a new controller
-    /// finds it alive.
+    /// Once it has registered, so that the reconciling of a new controller finds a broker
+    /// alive, and nobody takes the seal under another's `node.id`.
     OnceRegistered,
-    /// From the start: a controller that is no broker.
-    FromStart,
     /// Not at all: `controller.candidate=false`.
     Never,
 }
@@ -76,6 +79,7 @@ pub struct Controller {
     node_id: BrokerId,
     requests: mpsc::Sender<Request>,
     calls: Arc<Semaphore>,
+    metrics: Arc<ControllerMetrics>,
     image: watch::Receiver<Arc<ClusterImage>>,
 }
 
@@ -89,7 +93,9 @@ impl Controller {
         let node_id = options.node_id;
         let (sender, requests) = mpsc::channel(REQUEST_QUEUE);
         let way_back = sender.downgrade();
-        let mut image = service::start(store, options, requests, way_back).await?;
+        let metrics = Arc::new(ControllerMetrics::new());
+        let measured = Arc::clone(&metrics);
+        let mut image = service::start(store, options, requests, way_back, measured).await?;
         image
             .wait_for(|image| image.cluster_id().is_some())
             .await
@@ -98,6 +104,7 @@ impl Controller {
             node_id,
             requests: sender,
             calls: Arc::new(Semaphore::new(CALLS)),
+            metrics,
             image,
         })
     }
@@ -105,6 +112,12 @@ impl Controller {
     /// The cluster as it is now.
     pub fn image(&self) -> Arc<ClusterImage> {
         Arc::clone(&self.image.borrow())
+    }
+
+    /// Writes the metrics of the control plane, as seen from this process.
+    pub fn render_metrics(&self, page: &mut Page) {
+        let now = std::time::Instant::now();
+        self.metrics.render(page, &self.image(), self.node_id, now);
     }
 
     /// The cluster as it is and comes to be.
@@ -119,8 +132,22 @@ impl Controller {
         &self,
         registration: BrokerValue,
     ) -> Result<BrokerEpoch, ControllerError> {
+        self.register(Registrant::Broker(registration)).await
+    }
+
+    /// Registers this process as a controller that is no broker, once nobody else has its
+    /// `node.id`.
+    pub(crate) async fn register_daemon(
+        &self,
+        registration: DaemonValue,
+    ) -> Result<(), ControllerError> {
+        self.register(Registrant::Daemon(registration)).await?;
+        Ok(())
+    }
+
+    async fn register(&self, registrant: Registrant) -> Result<BrokerEpoch, ControllerError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Register(registration, reply)).await?;
+        self.send(Request::Register(registrant, reply)).await?;
         answer.await.map_err(|_| ControllerError::Stopped)?
     }
 

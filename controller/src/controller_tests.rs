@@ -9,7 +9,7 @@ use crate::{
         topics::ManualAssignment,
     },
     image::TopicChange,
-    keys::{ConfigScope, LeaderRecovery},
+    keys::{ConfigScope, DaemonValue, LeaderRecovery},
     store::{EmbeddedStore, StoreError},
 };
 
@@ -22,6 +22,7 @@ fn options(node: i32) -> ControllerOptions {
         session_ttl: Duration::from_secs(10),
         endpoint: None,
         campaign: Campaign::OnceRegistered,
+        is_alone: false,
         cluster_id: None,
         seed: None,
     }
@@ -264,6 +265,71 @@ async fn two_brokers_can_not_have_one_id() {
         same.register_broker(elsewhere).await,
         Err(ControllerError::DuplicateBrokerRegistration(1))
     );
+}
+
+#[tokio::test]
+async fn a_broker_and_a_daemon_can_not_have_one_id_either() {
+    let store = EmbeddedStore::in_memory();
+    let daemon = |incarnation: &str| DaemonValue {
+        incarnation: incarnation.to_owned(),
+        endpoint: None,
+    };
+    let (_one, _) = broker(&store, 1).await;
+    let two = Controller::start(store.clone(), options(2)).await.unwrap();
+    two.register_daemon(daemon("first")).await.unwrap();
+    for (node, as_broker) in [(1, false), (2, false), (2, true)] {
+        let late = ControllerOptions {
+            session_ttl: Duration::from_millis(100),
+            ..options(node)
+        };
+        let late = Controller::start(store.clone(), late).await.unwrap();
+        let answer = if as_broker {
+            late.register_broker(life("late")).await.map(|_| ())
+        } else {
+            late.register_daemon(daemon("late")).await
+        };
+        let refused = Err(ControllerError::DuplicateBrokerRegistration(node));
+        assert_eq!(answer, refused, "node {node} as a broker: {as_broker}");
+    }
+    // Once it is gone, its number is free.
+    let next = Controller::start(store.clone(), options(2)).await.unwrap();
+    let registering = tokio::spawn(async move { next.register_daemon(daemon("next")).await });
+    two.stop().await;
+    registering.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn min_insync_replicas_is_the_first_controllers_whatever_others_were_started_with() {
+    let store = EmbeddedStore::in_memory();
+    let started_with = |node, min: &str| {
+        let given = [("min.insync.replicas".to_owned(), min.to_owned())];
+        ControllerOptions {
+            settings: Arc::new(ServerSettings::from_properties("", &given).unwrap()),
+            ..options(node)
+        }
+    };
+    let one = Controller::start(store.clone(), started_with(1, "2"))
+        .await
+        .unwrap();
+    one.register_broker(life("first")).await.unwrap();
+    let two = Controller::start(store.clone(), started_with(2, "1"))
+        .await
+        .unwrap();
+    two.register_broker(life("first")).await.unwrap();
+    one.stop().await;
+    let image = until(&two, |image| {
+        let now = image.controller().map(|now| now.node_id);
+        now == Some(BrokerId::new(2)) && image.registration(BrokerId::new(1)).is_none()
+    })
+    .await;
+    let of = |image: &ClusterImage| {
+        let value = image.config_value(&ConfigScope::Cluster, "min.insync.replicas");
+        value.map(ToOwned::to_owned)
+    };
+    assert_eq!(of(&image).as_deref(), Some("2"));
+    // An answer of the second means that it has reconciled.
+    all_ok(two.create_topics(vec![topic("t", 1, 1)], false).await);
+    assert_eq!(of(&two.image()).as_deref(), Some("2"));
 }
 
 #[tokio::test]

@@ -5,14 +5,23 @@
 //! others ask is answered to live brokers only. Requests of a connection are answered one
 //! after the other, as the controller decides them.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    task::{JoinHandle, JoinSet},
+    task::JoinSet,
     time::{sleep, timeout},
 };
 use yuxi_protocol::{
@@ -28,10 +37,12 @@ use yuxi_protocol::{
 };
 
 use crate::{
-    Address, Campaign, Controller, ControllerError, ControllerOptions,
+    Address, Campaign, Controller, ControllerError, ControllerOptions, Waiting,
+    admin::{self, Observed, Page, Readiness},
+    keys::DaemonValue,
     remote::read_frame,
     settings::{HostPort, ServerSettings},
-    store::MetadataStore,
+    store::{EtcdOptions, EtcdStore, MetadataStore, StoreError},
 };
 
 /// Connections beyond these are closed at once.
@@ -44,42 +55,87 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The address can't be listened on.
-    #[error("listeners={address}: {error}")]
+    #[error("{setting}={address}: {error}")]
     Listen {
+        /// The setting that names the address.
+        setting: &'static str,
         /// The address.
         address: HostPort,
         /// What the system said.
         error: io::Error,
     },
+    /// No etcd was named.
+    #[error(
+        "there is no cluster to control without an etcd: give --etcd URL or set etcd.endpoints"
+    )]
+    NoEtcd,
+    /// It may not do what it is for.
+    #[error("controller.candidate=false leaves a controller daemon nothing to do")]
+    NoCandidate,
     /// The store can't be used.
     #[error(transparent)]
     Controller(#[from] ControllerError),
+}
+
+impl DaemonError {
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::Controller(error) if error.is_store_unavailable())
+    }
+}
+
+impl From<StoreError> for DaemonError {
+    fn from(error: StoreError) -> Self {
+        Self::Controller(error.into())
+    }
 }
 
 /// A running daemon. Dropping it without [`Daemon::stop`] is like killing it.
 pub struct Daemon {
     controller: Controller,
     address: SocketAddr,
-    serving: JoinHandle<()>,
+    admin_address: Option<SocketAddr>,
+    observer: Arc<Observer>,
+    /// What it serves; ends with it.
+    _serving: JoinSet<()>,
 }
 
 impl Daemon {
-    /// Starts to listen and to compete for the seal.
-    pub async fn start(
+    /// Starts to listen and to compete for the seal of the cluster that the etcd of
+    /// `etcd.endpoints` holds, for which it waits if it is away.
+    pub async fn start(settings: ServerSettings) -> Result<Self, DaemonError> {
+        if !settings.controller_candidate {
+            return Err(DaemonError::NoCandidate);
+        }
+        let etcd = EtcdOptions::from_settings(&settings).ok_or(DaemonError::NoEtcd)?;
+        let opened = Opened::new(settings).await?;
+        let connect = || {
+            let etcd = etcd.clone();
+            async { Ok(EtcdStore::connect(etcd).await?) }
+        };
+        let store = &opened.observer.store;
+        let store = store
+            .until_available(DaemonError::may_pass, connect)
+            .await?;
+        Self::run(opened, store).await
+    }
+
+    /// As [`Daemon::start`], for the cluster that `store` holds.
+    pub async fn start_with_store(
         settings: ServerSettings,
         store: impl MetadataStore,
     ) -> Result<Self, DaemonError> {
-        let HostPort { host, port } = &settings.listeners.0;
-        let host = if host.is_empty() { "0.0.0.0" } else { host };
-        let bound = async {
-            let listener = TcpListener::bind((host, *port)).await?;
-            let address = listener.local_addr()?;
-            io::Result::Ok((listener, address))
-        };
-        let (listener, address) = bound.await.map_err(|error| DaemonError::Listen {
-            address: settings.listeners.0.clone(),
-            error,
-        })?;
+        Self::run(Opened::new(settings).await?, store).await
+    }
+
+    async fn run(opened: Opened, store: impl MetadataStore) -> Result<Self, DaemonError> {
+        let Opened {
+            settings,
+            listener,
+            address,
+            admin_address,
+            observer,
+            mut serving,
+        } = opened;
         let advertised = settings.advertised(address.port());
         let session_ttl = settings.broker_session_timeout_ms.unsigned_abs();
         let max_frame_bytes = usize::try_from(settings.socket_request_max_bytes).unwrap_or(0);
@@ -91,22 +147,48 @@ impl Daemon {
                 host: advertised.host,
                 port: advertised.port,
             }),
-            campaign: Campaign::FromStart,
+            campaign: Campaign::OnceRegistered,
+            is_alone: false,
             cluster_id: None,
             seed: None,
         };
-        let controller = Controller::start(store, options).await?;
-        let serving = tokio::spawn(listen(listener, controller.clone(), max_frame_bytes));
+        let start = || {
+            let (store, options) = (store.clone(), options.clone());
+            async { Ok(Controller::start(store, options).await?) }
+        };
+        let controller = observer
+            .store
+            .until_available(DaemonError::may_pass, start)
+            .await?;
+        serving.spawn(listen(listener, controller.clone(), max_frame_bytes));
+        let registered = controller
+            .register_daemon(DaemonValue {
+                incarnation: uuid::Uuid::new_v4().to_string(),
+                endpoint: options.endpoint.clone(),
+            })
+            .await;
+        if let Err(error) = registered {
+            controller.stop().await;
+            return Err(error.into());
+        }
+        let _ = observer.controller.set(controller.clone());
         Ok(Self {
             controller,
             address,
-            serving,
+            admin_address,
+            observer,
+            _serving: serving,
         })
     }
 
     /// The address that it listens on, with the port really bound.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The address of the admin listener, if there is one.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
     }
 
     /// The cluster as this process sees it.
@@ -116,13 +198,89 @@ impl Daemon {
 
     /// Hands the seal over, if it holds it, and stops.
     pub async fn stop(self) {
+        self.observer.stopping.store(true, SeqCst);
         self.controller.stop().await;
     }
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.serving.abort();
+/// What a daemon has before it looks at the metadata store.
+struct Opened {
+    settings: ServerSettings,
+    listener: TcpListener,
+    address: SocketAddr,
+    admin_address: Option<SocketAddr>,
+    observer: Arc<Observer>,
+    serving: JoinSet<()>,
+}
+
+impl Opened {
+    async fn new(settings: ServerSettings) -> Result<Self, DaemonError> {
+        let (listener, address) = bind("listeners", &settings.listeners.0).await?;
+        let observer = Arc::new(Observer::default());
+        let mut serving = JoinSet::new();
+        let mut admin_address = None;
+        if let Some(setting) = &settings.admin_listener {
+            let (admin, address) = bind("admin.listener", setting).await?;
+            tracing::info!(%address, "health and metrics are served");
+            serving.spawn(admin::serve(admin, Arc::clone(&observer), pending()));
+            admin_address = Some(address);
+        }
+        Ok(Self {
+            settings,
+            listener,
+            address,
+            admin_address,
+            observer,
+            serving,
+        })
+    }
+}
+
+async fn bind(
+    setting: &'static str,
+    address: &HostPort,
+) -> Result<(TcpListener, SocketAddr), DaemonError> {
+    let HostPort { host, port } = address;
+    let host = if host.is_empty() { "0.0.0.0" } else { host };
+    let bound = async {
+        let listener = TcpListener::bind((host, *port)).await?;
+        let address = listener.local_addr()?;
+        io::Result::Ok((listener, address))
+    };
+    bound.await.map_err(|error| DaemonError::Listen {
+        setting,
+        address: address.clone(),
+        error,
+    })
+}
+
+/// The daemon as the admin listener tells of it, from its very start.
+#[derive(Default)]
+struct Observer {
+    store: Waiting,
+    controller: OnceLock<Controller>,
+    stopping: AtomicBool,
+}
+
+impl Observed for Observer {
+    fn readiness(&self) -> Readiness {
+        if self.stopping.load(SeqCst) {
+            return Readiness::Stopping;
+        }
+        match (self.controller.get(), self.store.why()) {
+            (Some(_), _) => Readiness::Ready,
+            (None, Some(why)) => Readiness::Waiting(why),
+            (None, None) => Readiness::Starting,
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let mut page = Page::default();
+        if let Some(controller) = self.controller.get() {
+            controller.render_metrics(&mut page);
+        }
+        admin::render_process(&mut page);
+        page.into_text()
     }
 }
 
@@ -252,7 +410,9 @@ mod tests {
     async fn daemon(store: &EmbeddedStore, node: i32) -> Daemon {
         let text = format!("node.id={node}\nlisteners=PLAINTEXT://127.0.0.1:0");
         let settings = ServerSettings::from_properties(&text, &[]).unwrap();
-        Daemon::start(settings, store.clone()).await.unwrap()
+        Daemon::start_with_store(settings, store.clone())
+            .await
+            .unwrap()
     }
 
     async fn until_it_controls(daemon: &Daemon, node: i32) {
@@ -287,7 +447,8 @@ mod tests {
     #[tokio::test]
     async fn a_daemon_that_is_killed_is_followed_at_once_by_another_candidate() {
         let store = EmbeddedStore::in_memory();
-        let first = Process::start_as(&store, 101, Campaign::FromStart).await;
+        let first = Process::start_as(&store, 101, Campaign::OnceRegistered).await;
+        first.register_daemon().await.unwrap();
         let second = daemon(&store, 102).await;
         until_it_controls(&second, 101).await;
         // Until the second has heard of the first.

@@ -45,8 +45,11 @@ pub enum ControllerError {
     /// No broker of that id.
     #[error("No broker with id {0} found.")]
     BrokerIdNotRegistered(i32),
-    /// Another process is registered under the broker's id.
-    #[error("Another broker is registered with broker id {0}: give each broker its own node.id.")]
+    /// Another process is registered under the id.
+    #[error(
+        "Another process of the cluster has node.id={0}: give each broker and each yuxi-controller \
+         its own."
+    )]
     DuplicateBrokerRegistration(i32),
     /// The caller is an earlier incarnation of the broker.
     #[error("The broker epoch is not that of the current registration.")]
@@ -105,6 +108,11 @@ pub enum ControllerError {
 }
 
 impl ControllerError {
+    /// Whether this is a metadata store that is away and may come back by itself.
+    pub fn is_store_unavailable(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Unavailable(_)))
+    }
+
     /// The code that a client is answered with.
     pub fn error_code(&self) -> ErrorCode {
         match self {

@@ -16,8 +16,8 @@ use crate::{
     decide::features,
     keys::{
         Address, AdmissionValue, BrokerValue, ConfigScope, ConfigValue, ControllerValue,
-        FeaturesValue, Key, PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue, TopicValue,
-        ValueError, parse_cluster, parse_partitions, parse_value,
+        DaemonValue, FeaturesValue, Key, PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue,
+        TopicValue, ValueError, parse_cluster, parse_partitions, parse_value,
     },
     store::{Batch, Change, Entry, Revision, SessionId, Snapshot},
 };
@@ -29,6 +29,7 @@ pub struct ClusterImage {
     cluster_id: Option<Arc<str>>,
     controller: Option<Arc<ControllerImage>>,
     brokers: OrdMap<BrokerId, Arc<BrokerImage>>,
+    daemons: OrdMap<BrokerId, Arc<DaemonImage>>,
     admissions: OrdMap<BrokerId, Arc<AdmissionImage>>,
     topics: OrdMap<Arc<str>, Arc<TopicImage>>,
     topics_by_id: OrdMap<TopicId, Arc<TopicImage>>,
@@ -66,6 +67,17 @@ pub struct BrokerImage {
     pub registration: BrokerValue,
     /// The session that its registration is bound to.
     pub session: Option<SessionId>,
+}
+
+/// A registered controller that is no broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DaemonImage {
+    /// The revision at which it registered.
+    pub(crate) revision: Revision,
+    /// What it says about itself.
+    pub(crate) value: DaemonValue,
+    /// The session that its registration is bound to.
+    pub(crate) session: Option<SessionId>,
 }
 
 /// The last incarnation of a broker that was let in.
@@ -191,6 +203,11 @@ impl ClusterImage {
     /// All registrations in the order of their ids.
     pub fn registrations(&self) -> impl Iterator<Item = &BrokerImage> {
         self.brokers.values().map(Arc::as_ref)
+    }
+
+    /// The registration of a controller that is no broker.
+    pub(crate) fn daemon(&self, id: BrokerId) -> Option<&DaemonImage> {
+        self.daemons.get(&id).map(Arc::as_ref)
     }
 
     /// A live broker that was let in, which is what clients may be told of.
@@ -399,6 +416,14 @@ impl ClusterImage {
                 };
                 self.brokers.insert(id, Arc::new(broker));
             }
+            Some(Key::Daemon(id)) => {
+                let daemon = DaemonImage {
+                    revision: mod_revision,
+                    value: parse_value(&entry.key, &entry.value)?,
+                    session: entry.session,
+                };
+                self.daemons.insert(id, Arc::new(daemon));
+            }
             Some(Key::Admission(id)) => {
                 let admission = AdmissionImage {
                     value: parse_value(&entry.key, &entry.value)?,
@@ -451,6 +476,9 @@ impl ClusterImage {
             Some(Key::Controller) => self.controller = None,
             Some(Key::Broker(id)) => {
                 self.brokers.remove(&id);
+            }
+            Some(Key::Daemon(id)) => {
+                self.daemons.remove(&id);
             }
             Some(Key::Admission(id)) => {
                 self.admissions.remove(&id);

@@ -6,6 +6,7 @@
 //! cluster                  {"cluster_id":"…","layout":1}
 //! controller               {"node_id":1,"incarnation":"…","session":"1f",…}          session-bound
 //! brokers/1                {"incarnation":"…","endpoints":[…],"rack":"a",…}          session-bound
+//! daemons/101              {"incarnation":"…","endpoint":{…}}                    session-bound
 //! admitted/1               {"broker_epoch":12,"boot_id":"…",…}
 //! topics/orders            {"topic_id":"…","partitions":300}
 //! partitions/TOPIC_ID/2    {"256":{"replicas":[1,2],"isr":[1,2],"leader":1,…},…}     partitions 256 to 383
@@ -41,6 +42,8 @@ pub enum Key {
     Controller,
     /// A live broker.
     Broker(BrokerId),
+    /// A live controller that is no broker.
+    Daemon(BrokerId),
     /// The incarnation of a broker that the controller has last let in.
     Admission(BrokerId),
     /// A topic.
@@ -93,6 +96,7 @@ impl fmt::Display for Key {
             Self::Cluster => f.write_str("cluster"),
             Self::Controller => f.write_str("controller"),
             Self::Broker(id) => write!(f, "brokers/{id}"),
+            Self::Daemon(id) => write!(f, "daemons/{id}"),
             Self::Admission(id) => write!(f, "admitted/{id}"),
             Self::Topic(name) => write!(f, "topics/{name}"),
             Self::Partitions(topic, chunk) => write!(f, "partitions/{topic}/{chunk}"),
@@ -119,6 +123,7 @@ impl Key {
                 _ => return None,
             },
             Some(("brokers", id)) => Self::Broker(broker(id)?),
+            Some(("daemons", id)) => Self::Daemon(broker(id)?),
             Some(("admitted", id)) => Self::Admission(broker(id)?),
             Some(("topics", name)) => Self::Topic(name.into()),
             Some(("partitions", rest)) => {
@@ -252,6 +257,17 @@ pub struct BrokerValue {
     /// Whether a log failed its checks when it was opened.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub damaged: bool,
+}
+
+/// The value of `daemons/ID`: a controller that is no broker, whether it holds the seal or
+/// waits for it. Like that of a broker its key keeps others from using its number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonValue {
+    /// Which life of the daemon this is; random.
+    pub incarnation: String,
+    /// Where the brokers reach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Address>,
 }
 
 /// One listener of a broker, as clients are told of it.
@@ -464,6 +480,7 @@ mod tests {
             Key::Cluster,
             Key::Controller,
             Key::Broker(BrokerId::new(3)),
+            Key::Daemon(BrokerId::new(3)),
             Key::Admission(BrokerId::new(3)),
             Key::Topic("a.b_c-D".into()),
             Key::Partitions(id, 78),

@@ -7,6 +7,7 @@
 //! an event into changes, and the service's loop commits them for as long as it holds
 //! the seal. [`settings`] stands by itself.
 
+pub mod admin;
 mod command;
 mod controller;
 pub mod daemon;
@@ -18,16 +19,20 @@ mod failover_tests;
 pub mod image;
 pub mod keys;
 mod liveness;
+mod metrics;
 #[cfg(test)]
 mod processes;
 mod rebalance;
+mod registration;
 mod remote;
 mod rpc;
 mod service;
 pub mod settings;
 pub mod store;
 mod transactions;
+mod waiting;
 
 pub use controller::{Campaign, Controller, ControllerOptions};
 pub use error::ControllerError;
 pub use keys::{Address, BrokerValue as Registration, Endpoint};
+pub use waiting::Waiting;

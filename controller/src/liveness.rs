@@ -34,6 +34,7 @@ use yuxi_protocol::{
 use crate::{
     image::{BrokerImage, ClusterImage},
     keys::Address,
+    metrics::ControllerMetrics,
     remote::read_frame,
     settings::ServerSettings,
     store::SessionId,
@@ -306,7 +307,13 @@ impl Liveness {
     }
 
     /// Watches the processes that `new` names, if it is this process's turn to watch.
-    pub(crate) fn follow(&mut self, old: &ClusterImage, new: &ClusterImage, watches: bool) {
+    pub(crate) fn follow(
+        &mut self,
+        old: &ClusterImage,
+        new: &ClusterImage,
+        watches: bool,
+        metrics: &ControllerMetrics,
+    ) {
         if !watches {
             self.probes.clear();
             self.dead.clear();
@@ -330,7 +337,7 @@ impl Liveness {
                 .entry(life)
                 .or_insert_with(|| Probe::start(address, timing, origin, Arc::clone(&self.found)));
         }
-        self.look();
+        self.look(metrics);
     }
 
     /// Waits until it is time to [`Liveness::look`].
@@ -345,7 +352,7 @@ impl Liveness {
     }
 
     /// Judges anew; whether anything is different.
-    pub(crate) fn look(&mut self) -> bool {
+    pub(crate) fn look(&mut self, metrics: &ControllerMetrics) -> bool {
         let now = Instant::now();
         let observed: BTreeMap<Life, Observation> = self
             .probes
@@ -367,6 +374,7 @@ impl Liveness {
         for life in verdicts.dead.difference(&self.dead) {
             let refused = observed.get(life).is_some_and(|seen| seen.refused);
             tracing::warn!(?life, refused, "a process is taken for dead");
+            metrics.taken_for_dead();
         }
         let answers = |broker: &BrokerImage| {
             let seen = observed.get(&life_of(broker));

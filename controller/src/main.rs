@@ -8,7 +8,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use yuxi_controller::{
     daemon::Daemon,
     settings::{LogFormat, ServerSettings, parse_override},
-    store::{EtcdOptions, EtcdStore},
 };
 
 /// Competes to be the controller of a Yuxi cluster, and holds no data.
@@ -72,32 +71,20 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> anyhow::Result<()> {
     let settings = options.settings()?;
-    let Some(etcd) = EtcdOptions::from_settings(&settings) else {
-        anyhow::bail!(
-            "there is no cluster to control without an etcd: give --etcd URL or set etcd.endpoints"
-        );
-    };
-    if !settings.controller_candidate {
-        anyhow::bail!("controller.candidate=false leaves a controller daemon nothing to do");
-    }
     start_logging(&settings);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("the runtime cannot be started")?;
-    runtime.block_on(serve(settings, etcd))
+    runtime.block_on(serve(settings))
 }
 
-async fn serve(settings: ServerSettings, etcd: EtcdOptions) -> anyhow::Result<()> {
+async fn serve(settings: ServerSettings) -> anyhow::Result<()> {
     // Installed first, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let starting = async {
-        let store = EtcdStore::connect(etcd).await?;
-        anyhow::Ok(Daemon::start(settings, store).await?)
-    };
     let daemon = tokio::select! {
-        started = starting => started?,
+        started = Daemon::start(settings) => started?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };

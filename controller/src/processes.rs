@@ -31,6 +31,7 @@ use crate::{
         topics::NewTopic,
     },
     image::ClusterImage,
+    keys::DaemonValue,
     remote::read_frame,
     store::{
         Commit, EmbeddedStore, MetadataStore, Revision, SessionId, Snapshot, StoreError,
@@ -88,6 +89,7 @@ impl Process {
                 port,
             }),
             campaign,
+            is_alone: false,
             cluster_id: None,
             seed: None,
         };
@@ -117,6 +119,14 @@ impl Process {
     pub(crate) async fn register(&self) -> Result<BrokerEpoch, ControllerError> {
         let registration = self.registering.clone();
         self.controller.register_broker(registration).await
+    }
+
+    pub(crate) async fn register_daemon(&self) -> Result<(), ControllerError> {
+        let registration = DaemonValue {
+            incarnation: self.registering.incarnation.clone(),
+            endpoint: None,
+        };
+        self.controller.register_daemon(registration).await
     }
 
     pub(crate) fn incarnation(&self) -> &str {

@@ -25,17 +25,19 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
 };
-use yuxi_protocol::ids::{BrokerEpoch, ControllerEpoch};
+use yuxi_protocol::ids::ControllerEpoch;
 
 use crate::{
     Campaign, ControllerError, ControllerOptions,
     command::Asked,
-    decide::{brokers, elections, topics::random_topic_id},
+    decide::{brokers, configs, elections, topics::random_topic_id},
     election::{Candidate, Seal, Session},
     image::ClusterImage,
-    keys::{BrokerValue, ClusterValue, Key, LAYOUT, print_value},
+    keys::{ClusterValue, ConfigScope, Key, LAYOUT, print_value},
     liveness::{Liveness, Timing, is_in_line},
+    metrics::ControllerMetrics,
     rebalance::RebalanceTimer,
+    registration::{Registered, Registrant, Registration, holder},
     remote::Remote,
     store::{
         Batch, Commit, Guard, MetadataStore, Operation, Revision, SessionId, Snapshot, StoreError,
@@ -63,13 +65,11 @@ const REGISTRATION_TTLS: u32 = 2;
 /// What the handle sends.
 pub(crate) enum Request {
     Command(Asked),
-    Register(BrokerValue, Registered),
+    Register(Registrant, Registered),
     /// Give up the seal and never hold it again; don't come back once fenced.
     Retire,
     Stop(oneshot::Sender<()>),
 }
-
-type Registered = oneshot::Sender<Result<BrokerEpoch, ControllerError>>;
 
 /// Reads the image, opens a session and starts the loop.
 pub(crate) async fn start<S: MetadataStore>(
@@ -77,6 +77,7 @@ pub(crate) async fn start<S: MetadataStore>(
     options: ControllerOptions,
     requests: mpsc::Receiver<Request>,
     way_back: mpsc::WeakSender<Request>,
+    metrics: Arc<ControllerMetrics>,
 ) -> Result<watch::Receiver<Arc<ClusterImage>>, ControllerError> {
     let (snapshot, batches) = read(store.clone()).await?;
     let image = ClusterImage::from_snapshot(&snapshot)?;
@@ -120,6 +121,7 @@ pub(crate) async fn start<S: MetadataStore>(
         reconciled: None,
         rebalance: RebalanceTimer::new(&settings),
         trouble: None,
+        metrics,
     };
     tokio::spawn(service.run());
     Ok(receiver)
@@ -163,6 +165,7 @@ struct Service<S> {
     rebalance: RebalanceTimer,
     /// What went wrong last, and until when to let it rest.
     trouble: Option<(Instant, ControllerError)>,
+    metrics: Arc<ControllerMetrics>,
 }
 
 type Running = Pin<Box<dyn Future<Output = Done> + Send>>;
@@ -186,17 +189,6 @@ enum Event {
     Request(Option<Request>),
 }
 
-/// A broker that wants to be, or is, registered by this process.
-struct Registration {
-    value: BrokerValue,
-    waiting: Vec<Registered>,
-    give_up_at: Instant,
-    /// When to say again that it is not let in yet.
-    remind_at: Instant,
-    /// The session in which it was last seen to be registered.
-    session: Option<SessionId>,
-}
-
 /// Transactions to commit one after the other.
 struct Task {
     cause: Cause,
@@ -212,6 +204,8 @@ enum Cause {
     Register,
     Campaign,
     Resign,
+    /// What every process must see alike is written down.
+    Settle,
     Reconcile,
     Rebalance,
     Command(Asked),
@@ -220,23 +214,29 @@ enum Cause {
 impl<S: MetadataStore> Service<S> {
     async fn run(mut self) {
         self.watch_the_living(&ClusterImage::default());
+        self.compare_min_isr(&ClusterImage::default(), &self.image.borrow());
         loop {
             self.answer_what_is_visible();
             self.start_what_is_due();
-            match self.next_event().await {
+            let event = self.next_event().await;
+            let begun = Instant::now();
+            match event {
                 Event::Done(done) => self.done(done),
                 Event::Batch(event) => self.batch(event),
                 Event::SessionKept => {}
                 Event::SessionLost => self.session = None,
                 Event::Liveness => {
-                    if self.liveness.look() {
+                    if self.liveness.look(&self.metrics) {
                         self.reconciled = None;
                     }
                 }
                 Event::Timer => self.timer(),
-                Event::Request(Some(Request::Command(asked))) => self.decide(asked, 0),
-                Event::Request(Some(Request::Register(value, reply))) => {
-                    self.register(value, reply);
+                Event::Request(Some(Request::Command(asked))) => {
+                    self.metrics.command_taken(asked.age());
+                    self.decide(asked, 0);
+                }
+                Event::Request(Some(Request::Register(registrant, reply))) => {
+                    self.register(registrant, reply);
                 }
                 Event::Request(Some(Request::Retire)) => self.retired = true,
                 Event::Request(Some(Request::Stop(reply))) => {
@@ -248,6 +248,7 @@ impl<S: MetadataStore> Service<S> {
                 }
                 Event::Request(None) => return self.end().await,
             }
+            self.metrics.event_handled(begun.elapsed());
         }
     }
 
@@ -300,18 +301,16 @@ impl<S: MetadataStore> Service<S> {
         }
         let node_id = self.options.node_id;
         let image = Arc::clone(&self.image.borrow());
+        let taken = self.is_taken(&image);
         let Some(registration) = &mut self.registration else {
             return;
         };
-        let taken = image.registration(node_id).is_some_and(|broker| {
-            broker.registration.incarnation != registration.value.incarnation
-        });
         if registration.remind_at <= now && !registration.waiting.is_empty() {
             registration.remind_at = now + REMINDER;
             match image.controller() {
                 _ if taken => tracing::info!(
-                    broker = %node_id,
-                    "waiting for an earlier registration under this id to end"
+                    node = %node_id,
+                    "waiting for another process with this node.id to be gone"
                 ),
                 None => tracing::info!(
                     broker = %node_id,
@@ -327,10 +326,10 @@ impl<S: MetadataStore> Service<S> {
         }
         if registration.give_up_at <= now {
             let error = match &self.trouble {
-                Some((_, error)) => error.clone(),
-                None if taken => ControllerError::DuplicateBrokerRegistration(node_id.value()),
-                // Sooner or later there is a controller that lets it in.
-                None => {
+                Some((_, error)) if !error.is_store_unavailable() => error.clone(),
+                _ if taken => ControllerError::DuplicateBrokerRegistration(node_id.value()),
+                // Sooner or later the store is back and a controller lets it in.
+                _ => {
                     registration.give_up_at = now + self.options.session_ttl * REGISTRATION_TTLS;
                     return;
                 }
@@ -399,17 +398,17 @@ impl<S: MetadataStore> Service<S> {
             let found = found_cluster(&id);
             return Some(Task::new(Cause::Found, [found].into()));
         }
-        let registered = image.registration(self.options.node_id);
         if let Some(registration) = &self.registration
-            && registered.is_none()
+            && holder(&image, self.options.node_id).is_none()
             && !self.retired
             && self.outrun.is_none()
         {
-            let transaction = self.registering(&registration.value, session);
+            let node_id = self.options.node_id;
+            let transaction = registration.registrant.transaction(node_id, session.id);
             return Some(Task::new(Cause::Register, [transaction].into()));
         }
         match self.candidate.seal(&image, session.id) {
-            Seal::Free if self.campaigns() && self.outrun.is_none() => {
+            Seal::Free if self.campaigns(&image) && self.outrun.is_none() => {
                 let transaction = self.candidate.campaign(session.id);
                 Some(Task::new(Cause::Campaign, [transaction].into()))
             }
@@ -422,6 +421,12 @@ impl<S: MetadataStore> Service<S> {
                 Some(Task::new(Cause::Resign, [transaction].into()))
             }
             Seal::Mine(epoch) if self.reconciled != Some(epoch) && session.is_alive() => {
+                if !self.options.is_alone {
+                    let settling = configs::settle_min_isr(&image, &self.options.settings);
+                    if !settling.is_empty() {
+                        return Some(Task::new(Cause::Settle, pack(settling, epoch)));
+                    }
+                }
                 let dead = self.liveness.dead_brokers(&image);
                 let mut changes = brokers::remove_orphans(&image);
                 let spared = self.liveness.spared();
@@ -462,13 +467,20 @@ impl<S: MetadataStore> Service<S> {
     }
 
     /// Whether this process competes for the seal now.
-    fn campaigns(&self) -> bool {
+    fn campaigns(&self, image: &ClusterImage) -> bool {
         let wants = match self.options.campaign {
-            Campaign::FromStart => true,
-            Campaign::OnceRegistered => self.registration.is_some(),
+            Campaign::OnceRegistered => self.registration.is_some() && !self.is_taken(image),
             Campaign::Never => false,
         };
         wants && !self.retired
+    }
+
+    /// Whether another process, or another life of this one, has this one's number.
+    fn is_taken(&self, image: &ClusterImage) -> bool {
+        let mine = self.registration.as_ref();
+        let mine = mine.map(|registration| registration.registrant.incarnation());
+        let holder = holder(image, self.options.node_id);
+        holder.is_some_and(|holder| Some(holder.incarnation) != mine)
     }
 
     /// A registration that is gone while the session seems to live was fenced, and the
@@ -480,11 +492,11 @@ impl<S: MetadataStore> Service<S> {
         };
         let holds_seal = matches!(self.candidate.seal(&image, session.id), Seal::Mine(_));
         if registration.session == Some(session.id)
-            && image.registration(self.options.node_id).is_none()
+            && holder(&image, self.options.node_id).is_none()
             && !holds_seal
             && !self.retired
         {
-            tracing::warn!("this broker was fenced by the controller and registers again");
+            tracing::warn!("this process was fenced and registers again");
             self.to_revoke.push_back(session.id);
             self.session = None;
         }
@@ -497,7 +509,9 @@ impl<S: MetadataStore> Service<S> {
         let Some(registration) = self.registration.as_ref().filter(|r| r.session.is_none()) else {
             return;
         };
-        let mine = &registration.value;
+        let Registrant::Broker(mine) = &registration.registrant else {
+            return;
+        };
         let former = image.registration(self.options.node_id).filter(|broker| {
             let other = &broker.registration;
             other.incarnation != mine.incarnation
@@ -523,18 +537,6 @@ impl<S: MetadataStore> Service<S> {
         self.rebalance.looked(now, more);
         let transactions = pack(changes, epoch);
         (!transactions.is_empty()).then(|| Task::new(Cause::Rebalance, transactions))
-    }
-
-    fn registering(&self, value: &BrokerValue, session: &Session) -> Transaction {
-        let key = Key::Broker(self.options.node_id).to_string();
-        Transaction {
-            guards: vec![Guard::Absent(key.clone())],
-            operations: vec![Operation::Put {
-                key,
-                value: print_value(value),
-                session: Some(session.id),
-            }],
-        }
     }
 
     fn done(&mut self, done: Done) {
@@ -611,8 +613,12 @@ impl<S: MetadataStore> Service<S> {
         match task.cause {
             Cause::Command(asked) => self.unseen.push_back((revision, asked)),
             Cause::Reconcile => self.has_reconciled(),
-            Cause::Found | Cause::Register | Cause::Campaign | Cause::Resign | Cause::Rebalance => {
-            }
+            Cause::Found
+            | Cause::Register
+            | Cause::Campaign
+            | Cause::Resign
+            | Cause::Settle
+            | Cause::Rebalance => {}
         }
     }
 
@@ -627,14 +633,19 @@ impl<S: MetadataStore> Service<S> {
             Cause::Command(asked) => asked.finish(Err(error)),
             Cause::Reconcile => self.reconciled = None,
             // The image still asks for these, or will when it is next looked at.
-            Cause::Found | Cause::Register | Cause::Campaign | Cause::Resign | Cause::Rebalance => {
-            }
+            Cause::Found
+            | Cause::Register
+            | Cause::Campaign
+            | Cause::Resign
+            | Cause::Settle
+            | Cause::Rebalance => {}
         }
     }
 
     /// Lets the store rest after an error; until then requests are refused with it.
     fn rest(&mut self, error: ControllerError) {
         tracing::error!(%error, "the metadata store failed");
+        self.metrics.store_failed();
         self.trouble = Some((Instant::now() + RETRY_DELAY, error));
     }
 
@@ -662,6 +673,7 @@ impl<S: MetadataStore> Service<S> {
                 | Cause::Register
                 | Cause::Campaign
                 | Cause::Resign
+                | Cause::Settle
                 | Cause::Rebalance => {}
             }
             return;
@@ -723,8 +735,34 @@ impl<S: MetadataStore> Service<S> {
         self.outrun = None;
         self.watch_the_living(&old);
         let new = Arc::clone(&self.image.borrow());
+        let reign = |image: &ClusterImage| image.controller().map(|holder| holder.epoch);
+        if reign(&new).is_some() && reign(&new) != reign(&old) {
+            self.metrics.reign_began();
+        }
+        self.compare_min_isr(&old, &new);
         if brokers::asks_for_reconciling(&old, &new) {
             self.reconciled = None;
+        }
+    }
+
+    /// Says so where what this process was started with is not what holds in the cluster.
+    fn compare_min_isr(&self, old: &ClusterImage, new: &ClusterImage) {
+        let of = |image: &ClusterImage| {
+            let value = image.config_value(&ConfigScope::Cluster, configs::MIN_ISR);
+            value.map(ToOwned::to_owned)
+        };
+        let given = self.options.settings.min_insync_replicas.to_string();
+        if let Some(cluster) = of(new)
+            && cluster != given
+            && of(old).as_ref() != Some(&cluster)
+            && !self.options.is_alone
+        {
+            tracing::warn!(
+                %cluster,
+                %given,
+                "the min.insync.replicas that this process was started with is not the cluster's, \
+                 which holds: it is changed as a default of all brokers, in one place"
+            );
         }
     }
 
@@ -733,8 +771,8 @@ impl<S: MetadataStore> Service<S> {
         let image = Arc::clone(&self.image.borrow());
         let candidate = &self.candidate;
         let watches =
-            self.campaigns() && is_in_line(&image, candidate.node_id, &candidate.incarnation);
-        self.liveness.follow(old, &image, watches);
+            self.campaigns(&image) && is_in_line(&image, candidate.node_id, &candidate.incarnation);
+        self.liveness.follow(old, &image, watches, &self.metrics);
     }
 
     fn answer_what_is_visible(&mut self) {
@@ -748,15 +786,14 @@ impl<S: MetadataStore> Service<S> {
         let Some(registration) = &mut self.registration else {
             return;
         };
-        let registered = image
-            .registration(self.options.node_id)
-            .filter(|broker| broker.registration.incarnation == registration.value.incarnation);
-        if let Some(broker) = registered {
-            registration.session = broker.session;
+        let registered = holder(&image, self.options.node_id)
+            .filter(|holder| holder.incarnation == registration.registrant.incarnation());
+        if let Some(holder) = registered {
+            registration.session = holder.session;
         }
-        if let Some(broker) = registered.filter(|broker| image.is_admitted(broker)) {
+        if let Some(epoch) = registered.and_then(|holder| holder.admitted) {
             for waiting in registration.waiting.drain(..) {
-                let _ = waiting.send(Ok(broker.epoch));
+                let _ = waiting.send(Ok(epoch));
             }
         }
     }
@@ -792,11 +829,12 @@ impl<S: MetadataStore> Service<S> {
             return asked.finish(Err(ControllerError::NotController));
         }
         let registration = self.registration.as_ref();
-        let registered = registration.map(|registration| registration.value.incarnation.clone());
+        let registered =
+            registration.map(|registration| registration.registrant.incarnation().to_owned());
         self.remote.forward(asked, registered);
     }
 
-    fn register(&mut self, value: BrokerValue, reply: Registered) {
+    fn register(&mut self, registrant: Registrant, reply: Registered) {
         let give_up_at = Instant::now() + self.options.session_ttl * REGISTRATION_TTLS;
         let mut waiting = self
             .registration
@@ -804,7 +842,7 @@ impl<S: MetadataStore> Service<S> {
             .map_or(Vec::new(), |old| old.waiting);
         waiting.push(reply);
         self.registration = Some(Registration {
-            value,
+            registrant,
             waiting,
             give_up_at,
             remind_at: Instant::now() + FIRST_REMINDER,

@@ -156,6 +156,7 @@ async fn broker(store: &FaultyStore) -> Controller {
         session_ttl: Duration::from_secs(10),
         endpoint: None,
         campaign: Campaign::OnceRegistered,
+        is_alone: false,
         cluster_id: None,
         seed: Some(1),
     };

@@ -1,11 +1,9 @@
 //! Every metric, once, with its help: what is counted as it happens, what is a state and
 //! is gathered at the scrape, and what is timed.
 
-use super::{
-    exposition::{Kind, Metric},
-    state::{ClusterState, Gathered, PartitionState, Readiness},
-};
+use super::state::{Gathered, PartitionState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use yuxi_controller::admin::{Kind, Metric, Readiness};
 
 /// A metric and where its value is found.
 pub(super) type Read<T, V> = (Metric, fn(&T) -> V);
@@ -76,7 +74,7 @@ counters!(BrokerCounters {
 gauges!(BROKER_GAUGES of Gathered {
     /// 1 starting, 3 running, 7 shutting down, 4 failed.
     "kafka_server_kafkaserver_brokerstate" = |state| match state.readiness {
-        Readiness::Starting => 1,
+        Readiness::Starting | Readiness::Waiting(_) => 1,
         Readiness::Ready => 3,
         Readiness::Failed(_) => 4,
         Readiness::Stopping => 7,
@@ -105,9 +103,6 @@ gauges!(BROKER_GAUGES of Gathered {
     /// Partitions here with a transaction that should have been ended minutes ago.
     "kafka_server_replicamanager_partitionswithlatetransactionscount" =
         |state| state.count(|p| p.has_late_transaction);
-    /// 1 if this broker is the controller.
-    "kafka_controller_kafkacontroller_activecontrollercount" =
-        |state| i64::from(state.controls.is_some());
     /// Consumer groups that this broker coordinates.
     "kafka_coordinator_group_groupmetadatamanager_numgroups" = |state| state.groups as i64;
     /// Incremental fetch sessions that are remembered.
@@ -133,18 +128,6 @@ gauges!(BROKER_GAUGES of Gathered {
     /// Bytes of these that should have been compacted.
     "kafka_log_logcleanermanager_uncleanable_bytes" =
         |state| state.cleaner.uncleanable_bytes as i64;
-});
-
-gauges!(CLUSTER_GAUGES of ClusterState {
-    /// Topics of the cluster.
-    "kafka_controller_kafkacontroller_globaltopiccount" = |cluster| cluster.topics as i64;
-    /// Partitions of the cluster.
-    "kafka_controller_kafkacontroller_globalpartitioncount" = |cluster| cluster.partitions as i64;
-    /// Partitions of the cluster without a leader.
-    "kafka_controller_kafkacontroller_offlinepartitionscount" =
-        |cluster| cluster.offline_partitions as i64;
-    /// Brokers of the cluster.
-    "kafka_controller_kafkacontroller_activebrokercount" = |cluster| cluster.brokers as i64;
 });
 
 gauges!(PARTITION_GAUGES of PartitionState {
@@ -208,18 +191,3 @@ pub(super) const FLUSH_DURATION: Metric = Metric {
     kind: Kind::Summary,
     help: "Milliseconds that forcing a log to disk took; quantiles over the last 5 to 10 minutes.",
 };
-pub(super) const BUILD: Metric = Metric {
-    name: "yuxi_build_info",
-    kind: Kind::Gauge,
-    help: "1, with the version of the broker.",
-};
-
-/// The quantiles that Kafka reports of a timing.
-pub(super) const QUANTILES: [(f64, &str); 6] = [
-    (0.5, "0.50"),
-    (0.75, "0.75"),
-    (0.95, "0.95"),
-    (0.98, "0.98"),
-    (0.99, "0.99"),
-    (0.999, "0.999"),
-];

@@ -11,12 +11,9 @@
 //! scrape as a [`Gathered`].
 
 mod declared;
-mod exposition;
-mod histogram;
-mod process;
 mod state;
 
-pub(crate) use state::{CleanerState, ClusterState, Gathered, PartitionState, Readiness};
+pub(crate) use state::{CleanerState, Gathered, PartitionState};
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,12 +25,10 @@ use std::{
 };
 
 use declared::{
-    ANSWER_BYTES, BROKER_GAUGES, BUILD, BrokerCounters, CLUSTER_GAUGES, CONNECTIONS, ERRORS,
-    FLUSH_DURATION, PARTITION_GAUGES, QUANTILES, REQUEST_DURATION, REQUESTS, TOTAL_TIME,
-    TopicCounters,
+    ANSWER_BYTES, BROKER_GAUGES, BrokerCounters, CONNECTIONS, ERRORS, FLUSH_DURATION,
+    PARTITION_GAUGES, REQUEST_DURATION, REQUESTS, TOTAL_TIME, TopicCounters,
 };
-use exposition::{Metric, Page};
-use histogram::{BOUNDS, Histogram};
+use yuxi_controller::admin::{Histogram, Page};
 use yuxi_protocol::error_code::ErrorCode;
 
 /// A version past the last of these is counted with it; no API has so many.
@@ -206,12 +201,11 @@ impl Metrics {
         self.flushes.record(took);
     }
 
-    /// Everything in Prometheus' text format, with what is true at `now`.
-    pub(crate) fn render(&self, state: &Gathered, now: Instant) -> String {
-        let mut page = Page::default();
-        self.render_topics(&mut page);
-        self.render_requests(&mut page, now);
-        self.render_broker(&mut page, state, now);
+    /// Writes everything, with what is true at `now`.
+    pub(crate) fn render(&self, page: &mut Page, state: &Gathered, now: Instant) {
+        self.render_topics(page);
+        self.render_requests(page, now);
+        self.render_broker(page, state, now);
         for (metric, read) in PARTITION_GAUGES {
             page.family(metric);
             for partition in &state.partitions {
@@ -220,8 +214,6 @@ impl Metrics {
                 page.sample(metric, "", &labels, read(partition));
             }
         }
-        process::render(&mut page);
-        page.into_text()
     }
 
     /// Each counter for the whole broker without a label, as Kafka has it, and by topic.
@@ -266,11 +258,11 @@ impl Metrics {
         }
         page.family(&TOTAL_TIME);
         for api in &self.apis {
-            summary(page, &TOTAL_TIME, &[("request", api.name)], &api.took, now);
+            page.summary(&TOTAL_TIME, &[("request", api.name)], &api.took, now);
         }
         page.family(&REQUEST_DURATION);
         for api in &self.apis {
-            buckets(page, &REQUEST_DURATION, ("api", api.name), &api.took);
+            page.buckets(&REQUEST_DURATION, ("api", api.name), &api.took);
         }
     }
 
@@ -284,15 +276,8 @@ impl Metrics {
         for (metric, read) in BROKER_GAUGES {
             page.single(metric, read(state));
         }
-        if let Some(cluster) = &state.controls {
-            for (metric, read) in CLUSTER_GAUGES {
-                page.single(metric, read(cluster));
-            }
-        }
         page.family(&FLUSH_DURATION);
-        summary(page, &FLUSH_DURATION, &[], &self.flushes, now);
-        page.family(&BUILD);
-        page.sample(&BUILD, "", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+        page.summary(&FLUSH_DURATION, &[], &self.flushes, now);
     }
 
     fn api(&self, key: i16) -> Option<&ApiMetrics> {
@@ -318,52 +303,6 @@ impl Metrics {
 
 fn add(counter: &AtomicU64, amount: u64) {
     counter.fetch_add(amount, Relaxed);
-}
-
-/// The samples of a timing in milliseconds, as Kafka reports it.
-fn summary(
-    page: &mut Page,
-    metric: &Metric,
-    labels: &[(&str, &str)],
-    timing: &Histogram,
-    now: Instant,
-) {
-    let counts = timing.counts();
-    let recent = timing.recent(&counts, now);
-    for (quantile, label) in QUANTILES {
-        if let Some(took) = histogram::quantile(&recent, quantile) {
-            let labels: Vec<_> = labels
-                .iter()
-                .copied()
-                .chain([("quantile", label)])
-                .collect();
-            page.sample(metric, "", &labels, millis(took));
-        }
-    }
-    page.sample(metric, "_sum", labels, millis(timing.sum()));
-    page.sample(metric, "_count", labels, counts.iter().sum::<u64>());
-}
-
-/// The samples of a timing in seconds, as Prometheus' own clients report it.
-fn buckets(page: &mut Page, metric: &Metric, label: (&str, &str), timing: &Histogram) {
-    let counts = timing.counts();
-    let total: u64 = counts.iter().sum();
-    // An API that nobody calls is not worth its buckets.
-    if total == 0 {
-        return;
-    }
-    let mut reached = 0;
-    for ((_, bound), count) in BOUNDS.iter().zip(&counts) {
-        reached += count;
-        page.sample(metric, "_bucket", &[label, ("le", bound)], reached);
-    }
-    page.sample(metric, "_bucket", &[label, ("le", "+Inf")], total);
-    page.sample(metric, "_sum", &[label], timing.sum().as_secs_f64());
-    page.sample(metric, "_count", &[label], total);
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! only what it means.
 
 use std::sync::Arc;
+use yuxi_controller::admin::Readiness;
 
 /// What is true of the broker at the moment of a scrape.
 #[derive(Clone, Debug, Default)]
@@ -10,8 +11,6 @@ pub(crate) struct Gathered {
     pub(crate) readiness: Readiness,
     /// Every partition that has a replica here.
     pub(crate) partitions: Vec<PartitionState>,
-    /// The cluster, if this broker is its controller.
-    pub(crate) controls: Option<ClusterState>,
     /// Consumer groups that this broker coordinates.
     pub(crate) groups: usize,
     /// Incremental fetch sessions that are remembered.
@@ -39,20 +38,6 @@ pub(crate) struct CleanerState {
     pub(crate) uncleanable: usize,
     /// Their dirty bytes.
     pub(crate) uncleanable_bytes: u64,
-}
-
-/// How far the broker is in its life.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Readiness {
-    /// Logs are being opened; clients can't connect yet.
-    #[default]
-    Starting,
-    /// Clients are served.
-    Ready,
-    /// A controlled shutdown is under way.
-    Stopping,
-    /// Something is broken that a restart or an operator must mend, in words.
-    Failed(String),
 }
 
 /// One replica on this broker.
@@ -88,19 +73,6 @@ pub(crate) struct PartitionState {
     pub(crate) size_bytes: u64,
     /// How many segments it has.
     pub(crate) segments: usize,
-}
-
-/// The cluster as its controller sees it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct ClusterState {
-    /// Topics in all.
-    pub(crate) topics: usize,
-    /// Partitions in all.
-    pub(crate) partitions: usize,
-    /// Partitions without a leader.
-    pub(crate) offline_partitions: usize,
-    /// Brokers that are registered.
-    pub(crate) brokers: usize,
 }
 
 impl Gathered {

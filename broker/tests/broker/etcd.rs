@@ -69,8 +69,9 @@ async fn a_broker_on_etcd_serves_and_finds_everything_again_after_a_restart() {
     let found = found.expect("it can be read").entries;
     let scope = ConfigScope::Topic("t".into());
     let key = yuxi_controller::keys::Key::Config(scope).to_string();
-    assert_eq!(&*found[0].key, key);
-    assert_eq!(found[0].value, r#"{"retention.ms":"1000000"}"#);
+    let config = found.iter().find(|entry| *entry.key == key);
+    let config = config.expect("the topic's overrides");
+    assert_eq!(config.value, r#"{"retention.ms":"1000000"}"#);
     server.shutdown().await;
     // With the broker go its session and what was bound to it.
     let left = store(etcd, &prefix).await.read("").await;
@@ -174,4 +175,50 @@ async fn a_newer_layout_is_refused() {
     );
     let snapshot = store.read("").await.expect("it can be read");
     assert_eq!(snapshot.entries.len(), 1, "nothing was written beside it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_whose_etcd_is_away_waits_for_it_and_says_so_and_then_serves() {
+    let mut etcd = Etcd::start(&[]);
+    etcd.kill();
+    let directory = TempDir::new().expect("a temporary directory");
+    let admin = process::free_ports(1)[0];
+    let overrides = [
+        ("etcd.endpoints".to_owned(), etcd.url()),
+        ("admin.listener".to_owned(), format!("127.0.0.1:{admin}")),
+    ];
+    let path = directory.path().to_owned();
+    let starting = tokio::spawn(async move { start_broker(&path, &overrides).await });
+    let url = etcd.url();
+    wait_for("the broker says what it waits for", async || {
+        let answer = get(admin, "/readyz").await?;
+        (answer.starts_with("HTTP/1.1 503") && answer.contains(&url)).then_some(())
+    })
+    .await;
+    let health = get(admin, "/healthz").await.expect("an answer");
+    assert!(health.starts_with("HTTP/1.1 200"), "{health}");
+    let page = get(admin, "/metrics").await.expect("an answer");
+    assert!(
+        page.contains("\nkafka_server_kafkaserver_brokerstate 1\n"),
+        "{page}"
+    );
+    tokio::task::block_in_place(|| etcd.restart());
+    let broker = soon("the start", starting).await.expect("no panic");
+    let ready = get(admin, "/readyz").await.expect("an answer");
+    assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+    let stopped = soon("the shutdown", broker.expect("it starts").shutdown()).await;
+    stopped.expect("a clean shutdown");
+}
+
+/// An answer of an admin listener, if there is one there.
+async fn get(port: u16, path: &str) -> Option<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
+        .await
+        .ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
 }

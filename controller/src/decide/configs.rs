@@ -18,7 +18,7 @@ use crate::{
     settings::{Kind, ServerSettings, broker, group, topic},
 };
 
-const MIN_ISR: &str = "min.insync.replicas";
+pub(crate) const MIN_ISR: &str = "min.insync.replicas";
 
 /// The overrides of one scope to change.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -86,6 +86,22 @@ pub fn alter(
     let mut all = with_new_min_isr(image, settings, &new_values);
     all.append(&mut changes);
     (all, answers)
+}
+
+/// Makes the controller's own `min.insync.replicas` the cluster's, if the cluster has none
+/// yet: by it the leaders acknowledge and the controller tells who is eligible (I9), so it
+/// must not be what each process was started with. As in Kafka from the day that a
+/// cluster has the ELR.
+pub(crate) fn settle_min_isr(image: &ClusterImage, settings: &ServerSettings) -> Vec<ChangeSet> {
+    if image.config_value(&ConfigScope::Cluster, MIN_ISR).is_some() {
+        return Vec::new();
+    }
+    let own = settings.min_insync_replicas.to_string();
+    let settling = ConfigAlteration {
+        scope: ConfigScope::Cluster,
+        change: ConfigChange::Incremental(vec![(MIN_ISR.to_owned(), ConfigStep::Set(own))]),
+    };
+    alter(image, settings, &[settling]).0
 }
 
 /// Takes from the ELR who is no longer eligible by the new values.
@@ -180,6 +196,12 @@ fn alter_scope(
         // The controller must know by which number a leader acknowledges (I9).
         return Err(ControllerError::InvalidConfig(format!(
             "Broker-level {MIN_ISR} cannot be altered while ELR is enabled."
+        )));
+    }
+    if *scope == ConfigScope::Cluster && old.contains_key(MIN_ISR) && !new.contains_key(MIN_ISR) {
+        // Each process would fall back on what it was started with.
+        return Err(ControllerError::InvalidConfig(format!(
+            "Cluster-level {MIN_ISR} cannot be removed while ELR is enabled."
         )));
     }
     // What stood there before was valid when it was set; a later version that knows

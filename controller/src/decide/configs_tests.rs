@@ -304,3 +304,36 @@ fn overrides_that_contradict_each_other_are_refused_wherever_they_come_from() {
         said
     );
 }
+
+#[test]
+fn the_clusters_min_insync_replicas_is_written_down_once_and_can_not_be_taken_away() {
+    let mut cluster = cluster(&["t"]);
+    let flush = incremental(
+        &ConfigScope::Cluster,
+        &[("log.flush.interval.ms", set("7"))],
+    );
+    try_alter(&mut cluster, flush).unwrap();
+    let changes = settle_min_isr(&cluster.image, &settings());
+    cluster.apply(&changes);
+    let settled = ["log.flush.interval.ms=7", "min.insync.replicas=1"];
+    assert_eq!(values(&cluster, &ConfigScope::Cluster), settled);
+    let given = [("min.insync.replicas".to_owned(), "2".to_owned())];
+    let others = ServerSettings::from_properties("", &given).unwrap();
+    assert!(settle_min_isr(&cluster.image, &others).is_empty());
+    for removal in [
+        incremental(&ConfigScope::Cluster, &[(MIN_ISR, ConfigStep::Delete)]),
+        full(&ConfigScope::Cluster, &[]),
+    ] {
+        let refused = try_alter(&mut cluster, removal).unwrap_err();
+        assert!(
+            refused.to_string().contains("cannot be removed"),
+            "{refused}"
+        );
+    }
+    let raised = incremental(&ConfigScope::Cluster, &[(MIN_ISR, set("2"))]);
+    try_alter(&mut cluster, raised).unwrap();
+    assert_eq!(
+        values(&cluster, &ConfigScope::Cluster)[1],
+        "min.insync.replicas=2"
+    );
+}

@@ -5,7 +5,7 @@
 use std::{fmt::Write, fs, path::Path};
 
 use super::{
-    broker::SECTIONS,
+    broker::{SECTIONS, ServerSettings},
     group,
     names::NOT_HERE,
     row::{Range, Setting, Update},
@@ -16,6 +16,28 @@ use super::{
 fn the_checked_in_documents_are_what_the_tables_yield() {
     check("etc/broker.properties", &example());
     check("docs/SETTINGS.md", &reference());
+}
+
+#[test]
+fn the_controllers_example_is_accepted_with_and_without_its_comments_and_shows_the_defaults() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../etc/controller.properties");
+    let text = fs::read_to_string(&file).expect("etc/controller.properties");
+    ServerSettings::from_properties(&text, &[]).expect("the example is accepted");
+    let mut shown = 0;
+    for line in text.lines() {
+        let Some((name, value)) = line
+            .strip_prefix('#')
+            .filter(|rest| !rest.starts_with(' '))
+            .and_then(|rest| rest.split_once('='))
+        else {
+            continue;
+        };
+        let mut rows = SECTIONS.iter().flat_map(|section| section.settings);
+        let row = rows.find(|row| row.name == name).expect(name);
+        assert_eq!(value, row.default.unwrap_or_default(), "{name}");
+        shown += 1;
+    }
+    assert!(shown > 10, "it shows only {shown} defaults");
 }
 
 fn check(path: &str, expected: &str) {

@@ -123,20 +123,28 @@ impl Connection {
         // A single endpoint gets a second chance when the first fails at once, as when
         // etcd was restarted under an open connection.
         let mut attempts_left = endpoints.max(2);
+        // A member that may come back leaves hope, whatever is wrong with the others.
+        let mut away = None;
         loop {
             attempts_left -= 1;
             let failure = match self.attempt(&request).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
-            let again = match failure {
-                Failure::NotDone(_) => true,
+            let again = match &failure {
+                Failure::NotDone(_) | Failure::Misfit(_) => true,
                 Failure::Unsure(_) => repeat == Repeat::Freely,
                 Failure::Settled(_) | Failure::Compacted | Failure::ReplyTooLarge => false,
             };
             let patience = self.options.request_timeout * endpoints;
             if !again || attempts_left == 0 || started.elapsed() >= patience {
-                return Err(failure);
+                return Err(match (failure, away) {
+                    (Failure::Misfit(_), Some(why)) => Failure::NotDone(why),
+                    (failure, _) => failure,
+                });
+            }
+            if let Failure::NotDone(why) = failure {
+                away = Some(why);
             }
         }
     }

@@ -16,6 +16,9 @@ use crate::store::StoreError;
 pub(super) enum Failure {
     /// It had no effect, and another member or a moment may make a difference.
     NotDone(String),
+    /// It had no effect and won't have any at this member with these settings; another
+    /// member may differ.
+    Misfit(String),
     /// It may have had its effect.
     Unsure(String),
     /// It had no effect, and asking another member makes no difference.
@@ -31,6 +34,7 @@ impl Failure {
     pub(super) fn of_query(self) -> StoreError {
         match self {
             Self::NotDone(why) | Self::Unsure(why) => StoreError::Unavailable(why),
+            Self::Misfit(why) => StoreError::Denied(why),
             Self::Settled(error) => error,
             Self::Compacted => {
                 StoreError::Unavailable("etcd compacts faster than it can be read".to_owned())
@@ -106,7 +110,7 @@ pub(super) fn classify(error: &Error, place: &Place<'_>) -> Failure {
 
 fn classify_status(status: &Status, place: &Place<'_>) -> Failure {
     if let Some(why) = connect_error(status) {
-        return Failure::NotDone(cannot_connect(&why, place.url));
+        return cannot_connect(&why, place.url);
     }
     let settled = |error| Failure::Settled(error);
     let denied = |why: String| Failure::Settled(StoreError::Denied(why));
@@ -188,7 +192,11 @@ fn connect_error(status: &Status) -> Option<String> {
     None
 }
 
-fn cannot_connect(why: &str, url: &str) -> String {
+fn cannot_connect(why: &str, url: &str) -> Failure {
+    // What another try, after etcd has come up or back, can't mend.
+    let is_for_good = ["InvalidContentType", "ertificate", "UnknownCA"]
+        .iter()
+        .any(|sign| why.contains(sign));
     let hint = if why.contains("InvalidContentType") || why.contains("handshake eof") {
         "it does not speak TLS: use http:// in etcd.endpoints"
     } else if why.contains("CertificateRequired") || why.contains("BadCertificate") {
@@ -202,7 +210,12 @@ fn cannot_connect(why: &str, url: &str) -> String {
     } else {
         "check etcd.endpoints, and that etcd is running"
     };
-    format!("no connection to etcd at {url} ({hint}): {why}")
+    let told = format!("no connection to etcd at {url} ({hint}): {why}");
+    if is_for_good {
+        Failure::Misfit(told)
+    } else {
+        Failure::NotDone(told)
+    }
 }
 
 /// The error and what caused it, without saying anything twice.

@@ -154,7 +154,7 @@ impl Watcher {
                     self.source = None;
                     return Err(error);
                 }
-                Failure::NotDone(why) | Failure::Unsure(why) => {
+                Failure::NotDone(why) | Failure::Misfit(why) | Failure::Unsure(why) => {
                     tracing::info!(why, "a watch of etcd broke off");
                     self.connection.leave(turn);
                 }
@@ -236,7 +236,7 @@ impl Watcher {
             self.reconnects += 1;
             match self.connect().await {
                 Ok(source) => return Ok(source),
-                Err(Failure::NotDone(why) | Failure::Unsure(why)) => {
+                Err(Failure::NotDone(why) | Failure::Misfit(why) | Failure::Unsure(why)) => {
                     if self.reconnects == 1 {
                         tracing::warn!(why, "etcd can't be watched");
                     }

@@ -5,6 +5,11 @@ use std::fs;
 
 use super::exposition::{Kind, Metric, Page};
 
+const BUILD: Metric = Metric {
+    name: "yuxi_build_info",
+    kind: Kind::Gauge,
+    help: "1, with the version of Yuxi.",
+};
 const CPU: Metric = Metric {
     name: "process_cpu_seconds_total",
     kind: Kind::Counter,
@@ -41,7 +46,10 @@ const START_TIME: Metric = Metric {
     help: "When the process was started, in seconds since the Unix epoch.",
 };
 
-pub(super) fn render(page: &mut Page) {
+/// Writes what is known of this process.
+pub fn render(page: &mut Page) {
+    page.family(&BUILD);
+    page.sample(&BUILD, "", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     if let Some(stat) = fs::read_to_string("/proc/self/stat")
         .ok()
         .as_deref()

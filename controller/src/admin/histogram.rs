@@ -41,8 +41,9 @@ const HALF_WINDOW: Duration = Duration::from_mins(5);
 /// How often each bucket was hit.
 pub(super) type Counts = [u64; BUCKETS];
 
+/// Durations of one kind of thing.
 #[derive(Debug)]
-pub(super) struct Histogram {
+pub struct Histogram {
     buckets: [AtomicU64; BUCKETS],
     sum_micros: AtomicU64,
     window: Mutex<Window>,
@@ -57,7 +58,8 @@ struct Window {
 }
 
 impl Histogram {
-    pub(super) fn new(now: Instant) -> Self {
+    /// An empty one.
+    pub fn new(now: Instant) -> Self {
         Self {
             buckets: Default::default(),
             sum_micros: AtomicU64::new(0),
@@ -69,7 +71,8 @@ impl Histogram {
         }
     }
 
-    pub(super) fn record(&self, took: Duration) {
+    /// One took so long.
+    pub fn record(&self, took: Duration) {
         let bucket = BOUNDS.partition_point(|(bound, _)| *bound < took);
         self.buckets[bucket].fetch_add(1, Relaxed);
         self.sum_micros.fetch_add(took.as_micros() as u64, Relaxed);

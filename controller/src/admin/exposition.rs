@@ -1,33 +1,56 @@
 //! Prometheus' text format, version 0.0.4: a family has its help and type once and then
 //! its samples.
 
-use std::fmt::{self, Display, Write};
+use std::{
+    fmt::{self, Display, Write},
+    time::{Duration, Instant},
+};
+
+use super::histogram::{BOUNDS, Histogram, quantile};
+
+/// The quantiles that Kafka reports of a timing.
+const QUANTILES: [(f64, &str); 6] = [
+    (0.5, "0.50"),
+    (0.75, "0.75"),
+    (0.95, "0.95"),
+    (0.98, "0.98"),
+    (0.99, "0.99"),
+    (0.999, "0.999"),
+];
 
 /// One family of samples: declared once, with what it means.
 #[derive(Debug)]
-pub(super) struct Metric {
-    pub(super) name: &'static str,
-    pub(super) kind: Kind,
-    pub(super) help: &'static str,
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// What its samples are.
+    pub kind: Kind,
+    /// What it tells, for people.
+    pub help: &'static str,
 }
 
+/// What the samples of a family are.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+pub enum Kind {
+    /// It only rises.
     Counter,
+    /// It rises and falls.
     Gauge,
+    /// Counts by upper bounds.
     Histogram,
+    /// Quantiles.
     Summary,
 }
 
 /// The text of one scrape.
 #[derive(Debug, Default)]
-pub(super) struct Page {
+pub struct Page {
     text: String,
 }
 
 impl Page {
     /// Begins a family.
-    pub(super) fn family(&mut self, metric: &Metric) {
+    pub fn family(&mut self, metric: &Metric) {
         let kind = match metric.kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
@@ -42,7 +65,7 @@ impl Page {
     }
 
     /// A sample of the family begun last; `suffix` is `_count` and the like.
-    pub(super) fn sample(
+    pub fn sample(
         &mut self,
         metric: &Metric,
         suffix: &str,
@@ -61,12 +84,56 @@ impl Page {
     }
 
     /// A family with one sample without labels.
-    pub(super) fn single(&mut self, metric: &Metric, value: impl Display) {
+    pub fn single(&mut self, metric: &Metric, value: impl Display) {
         self.family(metric);
         self.sample(metric, "", &[], value);
     }
 
-    pub(super) fn into_text(self) -> String {
+    /// The samples of a timing in milliseconds, as Kafka reports it; its quantiles are of the
+    /// last minutes.
+    pub fn summary(
+        &mut self,
+        metric: &Metric,
+        labels: &[(&str, &str)],
+        timing: &Histogram,
+        now: Instant,
+    ) {
+        let counts = timing.counts();
+        let recent = timing.recent(&counts, now);
+        for (share, label) in QUANTILES {
+            if let Some(took) = quantile(&recent, share) {
+                let labels: Vec<_> = labels
+                    .iter()
+                    .copied()
+                    .chain([("quantile", label)])
+                    .collect();
+                self.sample(metric, "", &labels, millis(took));
+            }
+        }
+        self.sample(metric, "_sum", labels, millis(timing.sum()));
+        self.sample(metric, "_count", labels, counts.iter().sum::<u64>());
+    }
+
+    /// The samples of a timing in seconds, as Prometheus' own clients report it; none of
+    /// what never happened.
+    pub fn buckets(&mut self, metric: &Metric, label: (&str, &str), timing: &Histogram) {
+        let counts = timing.counts();
+        let total: u64 = counts.iter().sum();
+        if total == 0 {
+            return;
+        }
+        let mut reached = 0;
+        for ((_, bound), count) in BOUNDS.iter().zip(&counts) {
+            reached += count;
+            self.sample(metric, "_bucket", &[label, ("le", bound)], reached);
+        }
+        self.sample(metric, "_bucket", &[label, ("le", "+Inf")], total);
+        self.sample(metric, "_sum", &[label], timing.sum().as_secs_f64());
+        self.sample(metric, "_count", &[label], total);
+    }
+
+    /// The whole page.
+    pub fn into_text(self) -> String {
         self.text
     }
 
@@ -75,6 +142,10 @@ impl Page {
             .write_fmt(arguments)
             .expect("writing to a String does not fail");
     }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
 }
 
 /// A label's value: backslash, quote and line feed are escaped.

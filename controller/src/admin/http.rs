@@ -2,14 +2,9 @@
 //!
 //! Nothing here changes anything. The listener owns its connections and bounds them in
 //! number, in the size of a request's head and in time, so that whoever reaches it
-//! can't take more from the broker than a scrape does. hyper speaks HTTP.
+//! can't take more from the daemon than a scrape does. hyper speaks HTTP.
 
-use std::{
-    convert::Infallible,
-    future::Future,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -28,7 +23,7 @@ use tokio::{
     time,
 };
 
-use crate::metrics::{Gathered, Metrics, Readiness};
+use super::{Observed, Readiness};
 
 /// Connections beyond this wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 32;
@@ -45,17 +40,12 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Serves `listener` until `stop` is ready, then ends its connections.
-///
-/// `gather` is called for each request to learn what is true at that moment.
-pub(crate) async fn serve<G>(
+pub async fn serve(
     listener: TcpListener,
-    metrics: Arc<Metrics>,
-    gather: G,
+    observed: Arc<impl Observed>,
     stop: impl Future<Output = ()>,
-) where
-    G: Fn() -> Gathered + Send + Sync + 'static,
-{
-    let admin = Arc::new(Admin { metrics, gather });
+) {
+    let admin = Admin { observed };
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     let mut stop = std::pin::pin!(stop);
@@ -70,7 +60,7 @@ pub(crate) async fn serve<G>(
             Some(_) = connections.join_next() => {}
             (permit, accepted) = accept => match accepted {
                 Ok((stream, _)) => {
-                    let admin = Arc::clone(&admin);
+                    let admin = admin.clone();
                     connections.spawn(async move {
                         admin.serve_connection(stream, HEAD_TIMEOUT).await;
                         drop(permit);
@@ -85,15 +75,21 @@ pub(crate) async fn serve<G>(
     }
 }
 
-struct Admin<G> {
-    metrics: Arc<Metrics>,
-    gather: G,
+struct Admin<O> {
+    observed: Arc<O>,
 }
 
-impl<G: Fn() -> Gathered + Send + Sync + 'static> Admin<G> {
-    async fn serve_connection(self: Arc<Self>, stream: TcpStream, head_timeout: Duration) {
+impl<O> Clone for Admin<O> {
+    fn clone(&self) -> Self {
+        let observed = Arc::clone(&self.observed);
+        Self { observed }
+    }
+}
+
+impl<O: Observed> Admin<O> {
+    async fn serve_connection(self, stream: TcpStream, head_timeout: Duration) {
         let service = service_fn(move |request: Request<Incoming>| {
-            let admin = Arc::clone(&self);
+            let admin = self.clone();
             async move { Ok::<_, Infallible>(admin.answer(request.method(), request.uri().path())) }
         });
         let connection = http1::Builder::new()
@@ -122,23 +118,19 @@ impl<G: Fn() -> Gathered + Send + Sync + 'static> Admin<G> {
                 .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return answer;
         }
-        let state = (self.gather)();
         match path {
-            "/metrics" => respond(
-                StatusCode::OK,
-                EXPOSITION,
-                self.metrics.render(&state, Instant::now()),
-            ),
-            "/healthz" => health(&state.readiness),
-            _ => readiness(&state.readiness),
+            "/metrics" => respond(StatusCode::OK, EXPOSITION, self.observed.metrics()),
+            "/healthz" => health(&self.observed.readiness()),
+            _ => readiness(&self.observed.readiness()),
         }
     }
 }
 
-/// Whether the process is worth keeping: a supervisor restarts it if not.
+/// Whether the process is worth keeping: a supervisor restarts it if not. That would not
+/// bring back a store that is away.
 fn health(readiness: &Readiness) -> Response<Full<Bytes>> {
     match readiness {
-        Readiness::Starting | Readiness::Ready | Readiness::Stopping => {
+        Readiness::Starting | Readiness::Waiting(_) | Readiness::Ready | Readiness::Stopping => {
             text(StatusCode::OK, "ok\n")
         }
         Readiness::Failed(why) => failed(why),
@@ -150,6 +142,11 @@ fn readiness(readiness: &Readiness) -> Response<Full<Bytes>> {
     match readiness {
         Readiness::Ready => text(StatusCode::OK, "ready\n"),
         Readiness::Starting => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+        Readiness::Waiting(why) => respond(
+            StatusCode::SERVICE_UNAVAILABLE,
+            TEXT,
+            format!("waiting: {why}\n"),
+        ),
         Readiness::Stopping => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
         Readiness::Failed(why) => failed(why),
     }
@@ -191,9 +188,22 @@ mod tests {
 
     use super::*;
 
+    #[derive(Default)]
+    struct Daemon(Mutex<Readiness>);
+
+    impl Observed for Daemon {
+        fn readiness(&self) -> Readiness {
+            self.0.lock().expect("no panic").clone()
+        }
+
+        fn metrics(&self) -> String {
+            "a_metric 1\n".to_owned()
+        }
+    }
+
     struct Server {
         address: SocketAddr,
-        state: Arc<Mutex<Readiness>>,
+        daemon: Arc<Daemon>,
         stop: Option<oneshot::Sender<()>>,
         done: tokio::task::JoinHandle<()>,
     }
@@ -201,19 +211,14 @@ mod tests {
     async fn start() -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let state = Arc::new(Mutex::new(Readiness::Starting));
+        let daemon = Arc::new(Daemon::default());
         let (stop, stopped) = oneshot::channel();
-        let shared = Arc::clone(&state);
-        let gather = move || Gathered {
-            readiness: shared.lock().expect("no panic").clone(),
-            ..Gathered::default()
-        };
-        let done = tokio::spawn(serve(listener, Metrics::new([]), gather, async {
+        let done = tokio::spawn(serve(listener, Arc::clone(&daemon), async {
             stopped.await.ok();
         }));
         Server {
             address,
-            state,
+            daemon,
             stop: Some(stop),
             done,
         }
@@ -236,15 +241,16 @@ mod tests {
         }
 
         fn set(&self, readiness: Readiness) {
-            *self.state.lock().expect("no panic") = readiness;
+            *self.daemon.0.lock().expect("no panic") = readiness;
         }
     }
 
     #[tokio::test]
-    async fn a_broker_is_ready_between_its_start_and_its_stop_and_healthy_all_along() {
+    async fn a_daemon_is_ready_between_its_start_and_its_stop_and_healthy_all_along() {
         let server = start().await;
         for (readiness, ready, healthy) in [
             (Readiness::Starting, "503", "200"),
+            (Readiness::Waiting("no etcd".to_owned()), "503", "200"),
             (Readiness::Ready, "200", "200"),
             (Readiness::Stopping, "503", "200"),
             (
@@ -279,7 +285,7 @@ mod tests {
             answer.contains("content-type: text/plain; version=0.0.4"),
             "{answer}"
         );
-        assert!(answer.contains("\nkafka_server_brokertopicmetrics_bytesin_total 0\n"));
+        assert!(answer.contains("\na_metric 1\n"));
     }
 
     #[tokio::test]
@@ -333,10 +339,8 @@ mod tests {
         let mut client = TcpStream::connect(address).await.expect("a connection");
         client.write_all(b"GET /metrics HT").await.expect("sent");
         let (stream, _) = listener.accept().await.expect("accepted");
-        let admin = Arc::new(Admin {
-            metrics: Metrics::new([]),
-            gather: Gathered::default,
-        });
+        let observed = Arc::new(Daemon::default());
+        let admin = Admin { observed };
         let served = admin.serve_connection(stream, Duration::from_millis(20));
         // Well before CONNECTION_TIMEOUT, so that it is the head's time-out that is seen.
         let ended = time::timeout(CONNECTION_TIMEOUT / 2, served).await;
