@@ -1,5 +1,7 @@
 //! `yuxi config`: settings of topics, brokers and groups.
 
+use std::collections::BTreeSet;
+
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 use yuxi_client::admin::{ConfigOp, ConfigResource, ConfigSource};
@@ -82,7 +84,9 @@ pub(crate) async fn run(config: ClientConfig, command: Command, format: OutputFo
             let resource = resource.resolve()?;
             let names = (!entries.is_empty()).then_some(entries.as_slice());
             let mut table = Table::new(&["NAME", "VALUE", "SOURCE", "READ-ONLY"]);
+            let mut unknown: BTreeSet<&str> = entries.iter().map(String::as_str).collect();
             for entry in admin.describe_configs(&resource, names).await? {
+                unknown.remove(entry.name.as_str());
                 if !all && names.is_none() && entry.source == ConfigSource::Default {
                     continue;
                 }
@@ -93,7 +97,14 @@ pub(crate) async fn run(config: ClientConfig, command: Command, format: OutputFo
                     json!(entry.read_only),
                 ]);
             }
-            table.print(format)
+            table.print(format)?;
+            match unknown.first() {
+                None => Ok(()),
+                Some(name) => Err(Failure::Unsuccessful(format!(
+                    "{resource} tells nothing of '{name}': it is not set there, or there is no such \
+                     setting; see: yuxi config get -a"
+                ))),
+            }
         }
         Command::Set { resource, entries } => {
             let resource = resource.resolve()?;

@@ -1,5 +1,6 @@
 //! `yuxi consume TOPIC`, or several topics by a regular expression: records to stdout.
 
+use clap::builder::NonEmptyStringValueParser;
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
@@ -29,7 +30,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "WHERE", allow_hyphen_values = true)]
     offset: Option<String>,
     /// Read as a member of this group, and commit.
-    #[arg(short, long, value_name = "GROUP")]
+    #[arg(short, long, value_name = "GROUP", value_parser = NonEmptyStringValueParser::new())]
     group: Option<String>,
     /// How to be a member of it: classic, or consumer (KIP-848).
     #[arg(long, value_name = "PROTOCOL", requires = "group")]

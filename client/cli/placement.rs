@@ -121,6 +121,12 @@ pub(crate) async fn elect(admin: &Admin, args: Elect, format: OutputFormat) -> O
         answer.as_ref().err().and_then(yuxi_client::Error::code)
             != Some(ErrorCode::ElectionNotNeeded)
     });
+    if answers.is_empty() && format == OutputFormat::Table {
+        return line(match kind {
+            ElectionKind::Preferred => "nothing to elect: the preferred replicas lead",
+            ElectionKind::Unclean => "nothing to elect: every partition has a leader",
+        });
+    }
     report(&answers, "elected", format)
 }
 

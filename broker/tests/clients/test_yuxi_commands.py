@@ -137,3 +137,24 @@ def test_a_group_of_the_consumer_protocol_is_described(broker, topic, yuxi):
     told, _ = yuxi("group", "describe", topic)
     assert told["state"] == "Empty"
     assert yuxi("group", "describe", f"{topic}-none")[1] != 0
+
+
+def words(broker, *arguments):
+    """What a person sees of the command, and its exit status."""
+    binary = pathlib.Path(os.environ["YUXI_BROKER_BIN"]).with_name("yuxi")
+    done = subprocess.run([binary, "-b", broker.bootstrap, *arguments], capture_output=True, text=True, timeout=60)
+    return done.stdout + done.stderr, done.returncode
+
+
+def test_what_is_not_there_is_said_to_be_missing(broker, topic):
+    told, status = words(broker, "config", "get", "topic", topic, "retention.ms")
+    assert "604800000" in told and status == 0
+    told, status = words(broker, "config", "get", "topic", topic, "retention.ms", "retention.m")
+    assert "604800000" in told and "'retention.m'" in told and status == 1
+    told, status = words(broker, "consume", topic, "-g", "", "-e")
+    assert "--group" in told and status == 2
+
+
+def test_an_election_that_is_not_needed_is_said_not_to_be(broker, topic):
+    told, status = words(broker, "topic", "elect", topic)
+    assert "nothing to elect" in told and status == 0
