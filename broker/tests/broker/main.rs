@@ -4,6 +4,7 @@ mod client_groups;
 mod compaction;
 mod consumer_groups;
 mod etcd;
+mod fetching;
 mod groups;
 mod hostile;
 mod isolation;
