@@ -1,4 +1,4 @@
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use yuxi_protocol::{
     ids::LeaderEpoch,
@@ -199,6 +199,30 @@ fn segments_are_rolled_by_size_time_and_offset() {
     far[..8].copy_from_slice(&(i64::from(i32::MAX) + 1).to_be_bytes());
     log.append_as_follower(&far, NOW).unwrap();
     assert_eq!(log.segments().len(), 2, "relative offsets have 31 bits");
+}
+
+#[test]
+fn with_jitter_segments_are_rolled_earlier_and_not_all_after_the_same_time() {
+    let fixture = Fixture::new();
+    let mut log = fixture.open(LogConfig {
+        segment_ms: 1000,
+        segment_jitter_ms: 500,
+        ..small()
+    });
+    for number in 0..2000 {
+        append(&mut log, &batch(&[NOW + number * 10], 1));
+    }
+    let began: Vec<i64> = log
+        .segments()
+        .map(|segment| segment.base_offset.value())
+        .collect();
+    let lasted_ms = began.windows(2).map(|pair| (pair[1] - pair[0]) * 10);
+    let lasted_ms: BTreeSet<i64> = lasted_ms.collect();
+    assert!(lasted_ms.len() > 2, "{lasted_ms:?}");
+    assert!(
+        lasted_ms.iter().all(|took| (510..=1010).contains(took)),
+        "{lasted_ms:?}"
+    );
 }
 
 #[test]
