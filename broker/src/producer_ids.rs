@@ -34,10 +34,8 @@ impl ProducerIds {
         last: ProducerId,
     ) -> Result<(), ControllerError> {
         let mut block = self.block.lock().await;
-        while block.end <= last.value() {
-            *block = allocate(node).await?;
-        }
-        block.start = block.start.max(last.value() + 1);
+        node.controller.pass_over_producer_ids(last).await?;
+        *block = 0..0;
         Ok(())
     }
 }

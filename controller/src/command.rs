@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 use rand::RngCore;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::oneshot, time::Instant};
-use yuxi_protocol::ids::{BrokerEpoch, BrokerId};
+use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ProducerId};
 
 use crate::{
     ControllerError,
@@ -105,6 +105,7 @@ commands! {
     AlterConfigs(Validated<Vec<ConfigAlteration>>) -> Answers<()>;
     AlterPartitions(IsrProposals) -> IsrAnswers;
     AllocateProducerIds(()) -> Result<ProducerIdBlock, ControllerError>;
+    PassOverProducerIds(ProducerId) -> Result<(), ControllerError>;
     ShutDownBroker((BrokerId, BrokerEpoch)) -> Result<usize, ControllerError>;
     AlterReassignments(Reassignments) -> Answers<()>;
     ElectLeaders(Elections) -> ElectionAnswers;
@@ -259,6 +260,12 @@ impl Command {
                 Ok((changes, block)) => (vec![changes], Ok(block)),
                 Err(error) => (Vec::new(), Err(error)),
             }),
+            Self::PassOverProducerIds(call) => {
+                call.decided(match producer_ids::pass_over(image, call.input) {
+                    Ok(changes) => (changes.into_iter().collect(), Ok(())),
+                    Err(error) => (Vec::new(), Err(error)),
+                })
+            }
             Self::ShutDownBroker(call) => {
                 let (broker, epoch) = call.input;
                 call.decided(match brokers::shut_down(image, settings, broker, epoch) {
@@ -299,10 +306,11 @@ impl Command {
             | Self::AlterReassignments(_)
             | Self::ElectLeaders(_)
             | Self::UnregisterBroker(_) => false,
-            // The epochs in it stop a second one; a block that nobody uses is no loss; a
-            // level that is set already stays.
+            // The epochs in it stop a second one; a block that nobody uses is no loss; ids
+            // that were passed over already and a level that is set already stay so.
             Self::AlterPartitions(_)
             | Self::AllocateProducerIds(_)
+            | Self::PassOverProducerIds(_)
             | Self::ShutDownBroker(_)
             | Self::UpdateFeatures(_) => true,
         }
@@ -318,6 +326,7 @@ impl Command {
             | Self::CreatePartitions(_)
             | Self::AlterConfigs(_)
             | Self::AllocateProducerIds(_)
+            | Self::PassOverProducerIds(_)
             | Self::AlterReassignments(_)
             | Self::ElectLeaders(_)
             | Self::UnregisterBroker(_)

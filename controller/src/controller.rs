@@ -8,7 +8,7 @@ use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     time::Instant,
 };
-use yuxi_protocol::ids::{BrokerEpoch, BrokerId};
+use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ProducerId};
 
 use crate::{
     ControllerError,
@@ -208,6 +208,11 @@ impl Controller {
     /// Takes the next block of producer ids.
     pub async fn allocate_producer_ids(&self) -> Result<ProducerIdBlock, ControllerError> {
         self.call(Command::AllocateProducerIds, ()).await?
+    }
+
+    /// Has no block begin at `last` or below, from now on.
+    pub async fn pass_over_producer_ids(&self, last: ProducerId) -> Result<(), ControllerError> {
+        self.call(Command::PassOverProducerIds, last).await?
     }
 
     /// Asks for a controlled shutdown of this process's broker: others take over what

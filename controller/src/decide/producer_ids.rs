@@ -31,19 +31,39 @@ pub fn allocate(image: &ClusterImage) -> Result<(ChangeSet, ProducerIdBlock), Co
         .value()
         .checked_add(i64::from(PRODUCER_ID_BLOCK_SIZE))
         .ok_or(ControllerError::ProducerIdsExhausted)?;
-    let mut changes = ChangeSet::default();
-    changes.require_as_seen(&Key::ProducerIds, current.map(|ids| ids.mod_revision));
-    changes.put(
-        &Key::ProducerIds,
-        print_value(&ProducerIdsValue {
-            next_producer_id: ProducerId::new(next),
-        }),
-    );
     let block = ProducerIdBlock {
         first,
         count: PRODUCER_ID_BLOCK_SIZE,
     };
-    Ok((changes, block))
+    Ok((begin_at(image, ProducerId::new(next)), block))
+}
+
+/// Has the next block begin after `last`, or later as it is.
+pub fn pass_over(
+    image: &ClusterImage,
+    last: ProducerId,
+) -> Result<Option<ChangeSet>, ControllerError> {
+    let current = image.producer_ids();
+    let first = current.map_or(ProducerId::new(0), |ids| ids.value.next_producer_id);
+    if last < first {
+        return Ok(None);
+    }
+    let next = last
+        .value()
+        .checked_add(1)
+        .ok_or(ControllerError::ProducerIdsExhausted)?;
+    Ok(Some(begin_at(image, ProducerId::new(next))))
+}
+
+fn begin_at(image: &ClusterImage, next_producer_id: ProducerId) -> ChangeSet {
+    let seen = image.producer_ids().map(|ids| ids.mod_revision);
+    let mut changes = ChangeSet::default();
+    changes.require_as_seen(&Key::ProducerIds, seen);
+    changes.put(
+        &Key::ProducerIds,
+        print_value(&ProducerIdsValue { next_producer_id }),
+    );
+    changes
 }
 
 #[cfg(test)]
@@ -68,6 +88,20 @@ mod tests {
         let (second, _) = allocate(&cluster.image).unwrap();
         cluster.apply(&[first]);
         assert!(!cluster.would_accept(&second));
+    }
+
+    #[test]
+    fn no_block_holds_an_id_that_was_passed_over() {
+        let mut cluster = Cluster::new();
+        for (last, first) in [(2_500_000, 2_500_001), (7, 2_501_001)] {
+            let changes = pass_over(&cluster.image, ProducerId::new(last)).unwrap();
+            cluster.apply(changes.as_slice());
+            let (changes, block) = allocate(&cluster.image).unwrap();
+            assert_eq!(block.first.value(), first);
+            cluster.apply(&[changes]);
+        }
+        let none = pass_over(&cluster.image, ProducerId::new(i64::MAX));
+        assert_eq!(none, Err(ControllerError::ProducerIdsExhausted));
     }
 
     #[test]
