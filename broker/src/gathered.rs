@@ -1,7 +1,7 @@
 //! What the admin listener tells of the broker at one moment.
 
 use crate::{
-    metrics::{Gathered, Metrics, PartitionState},
+    metrics::{Gathered, Metrics, PartitionState, TransactionsState},
     node::Node,
     partition::{Partition, Status},
     time,
@@ -15,6 +15,7 @@ use yuxi_controller::{
     admin::{Observed, Page, Readiness, render_process},
     image::ClusterImage,
 };
+use yuxi_coordinator::transactions::TransactionState;
 
 /// How long after the largest time-out of transactions one counts as late, as in Kafka.
 const LATE_AFTER_MS: i64 = 5 * 60_000;
@@ -79,6 +80,7 @@ fn gather(node: &Node) -> Gathered {
             .map(|partition| describe(partition, &image, late_before_ms))
             .collect(),
         groups: node.groups.count(),
+        transactions: transactions(node),
         fetch_sessions: node.fetch_sessions.len(),
         cleaner: node.cleaner.report(node),
     }
@@ -117,6 +119,17 @@ fn describe(partition: &Partition, image: &ClusterImage, late_before_ms: i64) ->
         log_end_offset: offsets.log_end.value(),
         size_bytes,
         segments,
+    }
+}
+
+fn transactions(node: &Node) -> TransactionsState {
+    let counts = node.transactions.counts();
+    let states = (0..).map_while(TransactionState::from_code);
+    TransactionsState {
+        ids: states
+            .map(|state| (state.name(), counts.get(&state).copied().unwrap_or(0)))
+            .collect(),
+        unwritten_markers: node.transactions.unwritten_markers(),
     }
 }
 

@@ -20,6 +20,7 @@ mod partition;
 mod producer_ids;
 mod replicas;
 mod replication;
+mod shards;
 mod time;
 mod transactions;
 

@@ -10,9 +10,11 @@
 //! What is a state and not an event (partitions, connections) is gathered at the
 //! scrape as a [`Gathered`].
 
+mod coordinators;
 mod declared;
 mod state;
 
+pub(crate) use coordinators::TransactionsState;
 pub(crate) use state::{CleanerState, Gathered, PartitionState};
 
 use std::{
@@ -24,6 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use coordinators::CoordinatorMetrics;
 use declared::{
     ANSWER_BYTES, BROKER_GAUGES, BrokerCounters, CONNECTIONS, ERRORS, FLUSH_DURATION,
     PARTITION_GAUGES, REQUEST_DURATION, REQUESTS, TOTAL_TIME, TopicCounters,
@@ -43,6 +46,7 @@ pub(crate) struct Metrics {
     all_topics: TopicCounters,
     topics: RwLock<HashMap<Arc<str>, Arc<TopicCounters>>>,
     flushes: Histogram,
+    coordinators: CoordinatorMetrics,
 }
 
 #[derive(Debug)]
@@ -77,6 +81,7 @@ impl Metrics {
             all_topics: TopicCounters::default(),
             topics: RwLock::default(),
             flushes: Histogram::new(now),
+            coordinators: CoordinatorMetrics::new(now),
         })
     }
 
@@ -201,6 +206,16 @@ impl Metrics {
         self.flushes.record(took);
     }
 
+    /// A coordinator has taken in a partition of its topic.
+    pub(crate) fn shard_loaded(&self, topic: &str, took: Duration) {
+        self.coordinators.loaded(topic, took, Instant::now());
+    }
+
+    /// A transaction's coordinator was asked about partitions, of which it let so many not in.
+    pub(crate) fn partitions_verified(&self, took: Duration, refused: usize) {
+        self.coordinators.verified(took, refused);
+    }
+
     /// Writes everything, with what is true at `now`.
     pub(crate) fn render(&self, page: &mut Page, state: &Gathered, now: Instant) {
         self.render_topics(page);
@@ -276,6 +291,7 @@ impl Metrics {
         for (metric, read) in BROKER_GAUGES {
             page.single(metric, read(state));
         }
+        self.coordinators.render(page, &state.transactions, now);
         page.family(&FLUSH_DURATION);
         page.summary(&FLUSH_DURATION, &[], &self.flushes, now);
     }

@@ -1,6 +1,7 @@
 //! What is true of the broker at the moment of a scrape. `gathered.rs` looks it up; here is
 //! only what it means.
 
+use super::TransactionsState;
 use std::sync::Arc;
 use yuxi_controller::admin::Readiness;
 
@@ -13,6 +14,8 @@ pub(crate) struct Gathered {
     pub(crate) partitions: Vec<PartitionState>,
     /// Consumer groups that this broker coordinates.
     pub(crate) groups: usize,
+    /// Transactions that this broker coordinates.
+    pub(crate) transactions: TransactionsState,
     /// Incremental fetch sessions that are remembered.
     pub(crate) fetch_sessions: usize,
     /// Compaction.

@@ -113,6 +113,39 @@ fn errors_are_counted_by_their_names() {
 }
 
 #[test]
+fn transactions_are_counted_by_state_and_loads_are_forgotten_after_half_a_minute() {
+    let metrics = metrics();
+    metrics.shard_loaded("__transaction_state", Duration::from_millis(30));
+    metrics.shard_loaded("__transaction_state", Duration::from_millis(10));
+    metrics.partitions_verified(Duration::from_millis(2), 1);
+    let state = Gathered {
+        transactions: TransactionsState {
+            ids: vec![("Ongoing", 3)],
+            unwritten_markers: 2,
+        },
+        ..Gathered::default()
+    };
+    let rendered = |after| {
+        let mut page = Page::default();
+        metrics.render(&mut page, &state, Instant::now() + after);
+        page.into_text()
+    };
+    let text = rendered(Duration::ZERO);
+    has(&text, "yuxi_transactional_ids{state=\"Ongoing\"} 3");
+    has(&text, "yuxi_transaction_markers_unwritten 2");
+    let load = "kafka_server_transaction_coordinator_metrics_partition_load_time";
+    has(&text, &format!("{load}_max 30"));
+    has(&text, &format!("{load}_avg 20"));
+    let verification = "kafka_server_addpartitionstotxnmanager_verification";
+    has(&text, &format!("{verification}failurerate_count 1"));
+    has(&text, &format!("{verification}timems_sum 2"));
+    let groups = "kafka_server_group_coordinator_metrics_partition_load_time_max 0";
+    has(&text, groups);
+    let later = rendered(Duration::from_secs(31));
+    has(&later, &format!("{load}_max 0"));
+}
+
+#[test]
 fn open_connections_are_those_not_yet_closed() {
     let metrics = metrics();
     metrics.connection_opened();

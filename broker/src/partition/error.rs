@@ -72,14 +72,15 @@ impl PartitionError {
             Self::OffsetNotAvailable => ErrorCode::OffsetNotAvailable,
             Self::FencedLeaderEpoch { .. } => ErrorCode::FencedLeaderEpoch,
             Self::UnknownLeaderEpoch { .. } => ErrorCode::UnknownLeaderEpoch,
-            Self::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
+            // Every producer tries again on this one, and then its coordinator is asked again:
+            // it may have been a marker of the transaction before, which says nothing of this.
+            Self::NotEnoughReplicas { .. } | Self::VerifiedTooEarly { .. } => {
+                ErrorCode::NotEnoughReplicas
+            }
             Self::OffsetOutOfRange { .. } | Self::Read(ReadError::OffsetOutOfRange(_)) => {
                 ErrorCode::OffsetOutOfRange
             }
             Self::NotVerified { .. } => ErrorCode::InvalidTxnState,
-            // Every producer tries again on this one, and then the coordinator is asked again.
-            // It may have been a marker of the transaction before, which says nothing of this.
-            Self::VerifiedTooEarly { .. } => ErrorCode::NotEnoughReplicas,
             Self::Overtakes { .. } => ErrorCode::OutOfOrderSequenceNumber,
             Self::Deleted => ErrorCode::UnknownTopicOrPartition,
             Self::Append(error) => append_code(error),

@@ -52,7 +52,12 @@ impl super::Transactions {
         asked: &Admission,
         guards: impl FnMut() -> G,
     ) -> (G, Vec<ErrorCode>) {
-        until_settled(guards, || self.ask_coordinator(node, asked)).await
+        let began = Instant::now();
+        let settled = until_settled(guards, || self.ask_coordinator(node, asked)).await;
+        let refused = settled.1.iter().filter(|one| **one != ErrorCode::None);
+        node.metrics
+            .partitions_verified(began.elapsed(), refused.count());
+        settled
     }
 
     async fn ask_coordinator(&self, node: &Arc<Node>, asked: &Admission) -> Vec<ErrorCode> {

@@ -17,7 +17,10 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::Notify;
@@ -52,6 +55,8 @@ const TRANSACTION_VERSION_FROM: i16 = 2;
 pub(super) struct Markers {
     queue: Mutex<Vec<Pending>>,
     changed: Notify,
+    /// In the queue, under way or resting.
+    unwritten: AtomicUsize,
 }
 
 /// What the markers of one transaction have in common.
@@ -86,14 +91,27 @@ impl Markers {
                 transaction_version: i8::try_from(order.version.level()).unwrap_or(i8::MAX),
             },
         });
-        self.queue()
-            .extend(partitions.iter().map(|(topic, partition)| Pending {
+        let pending: Vec<Pending> = partitions
+            .iter()
+            .map(|(topic, partition)| Pending {
                 order: Arc::clone(&order),
                 topic: topic.clone(),
                 partition,
                 failures: 0,
-            }));
+            })
+            .collect();
+        self.unwritten.fetch_add(pending.len(), Ordering::Relaxed);
+        self.queue().extend(pending);
         self.changed.notify_one();
+    }
+
+    pub(super) fn unwritten(&self) -> usize {
+        self.unwritten.load(Ordering::Relaxed)
+    }
+
+    /// So many are written, or nobody waits for them any more.
+    fn settled(&self, count: usize) {
+        self.unwritten.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// Who leads which partition may have changed.
@@ -124,7 +142,9 @@ impl Markers {
 
 /// Starts to write each of `waiting` where it belongs.
 fn send_all(node: &Arc<Node>, mut waiting: Vec<Pending>) {
+    let all = waiting.len();
     waiting.retain(|pending| !pending.order.shard.is_closed());
+    node.transactions.markers.settled(all - waiting.len());
     let image = node.image();
     let mut by_leader: BTreeMap<BrokerId, Vec<Pending>> = BTreeMap::new();
     let mut gone = Vec::new();
@@ -342,6 +362,7 @@ fn rest(failures: u32) -> Duration {
 }
 
 fn written(node: &Arc<Node>, done: Vec<Pending>) {
+    node.transactions.markers.settled(done.len());
     let mut by_shard: Vec<(Arc<Shard>, Vec<MarkerWritten>)> = Vec::new();
     for pending in done {
         let order = &pending.order;
