@@ -169,3 +169,52 @@ async fn a_successor_takes_over_at_another_coordinator() {
     assert!(transact(&mut alive, "alive", true).await);
     Box::pin(check(&cluster, &["alive".to_owned()])).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_partition_hears_of_an_outcome_that_may_be_lost() {
+    let mut cluster = cluster(&[]).await;
+    let mut producer = producer(&cluster).await;
+    let me = coordinator(&cluster).await;
+    let alone = [("min.insync.replicas", "1")];
+    cluster.create_topic("alone", &[me], &alone).await;
+    let transaction = soon("a transaction", producer.begin())
+        .await
+        .expect("begun");
+    soon("a record", transaction.send(Record::new("alone", "v")))
+        .await
+        .expect("sent");
+    // The outcome is written before the cluster hears that they are gone, and after that there
+    // are too few for it to count.
+    let others: Vec<i32> = (1..=3).filter(|id| *id != me).collect();
+    for other in &others {
+        cluster.kill(*other).await;
+    }
+    let mut commit = Box::pin(transaction.commit());
+    let number = yuxi_coordinator::transactions::partition_for(ID, 3);
+    let only_me = |state: &yuxi_controller::keys::PartitionState| state.isr == [BrokerId::new(me)];
+    tokio::select! {
+        ended = &mut commit => panic!("{ended:?}"),
+        _ = cluster.until(STATE, number, "the others are out", only_me) => {}
+    }
+    let log = cluster.log_bytes(me, "alone", 0);
+    let markers = yuxi_protocol::record::batches(&log)
+        .filter(|batch| batch.as_ref().expect("a batch").header().is_control());
+    assert_eq!(markers.count(), 0, "it is not decided");
+    for other in others {
+        cluster.start_broker(other).await;
+    }
+    let ended = soon("a commit", commit).await;
+    match ended {
+        Ok(()) => {}
+        Err(TransactionError::InDoubt(_)) => {
+            let ending = soon("an outcome", producer.ending()).await.expect("known");
+            assert_eq!(ending, Some(Ending::Committed));
+        }
+        Err(error) => panic!("{error}"),
+    }
+    wait_for("the record", async || {
+        let values = Box::pin(cluster.values("alone", 0)).await;
+        (values.len() == 1).then_some(())
+    })
+    .await;
+}
