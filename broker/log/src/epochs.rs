@@ -8,9 +8,11 @@
 //! 5 1200
 //! ```
 //!
-//! Epochs and start offsets both increase. The file is rewritten at every change but
-//! only fsynced together with the log: what a power cut loses of it is in the batches
-//! that recovery reads again.
+//! Epochs and start offsets both increase. A new epoch is in the file from the next flush
+//! on: what a crash loses of it is in the batches that recovery reads again, and an epoch
+//! without a batch is missed by nobody. So a broker that becomes the leader of thousands of
+//! partitions at once writes no file. What a truncation takes away is written at once, but
+//! fsynced only with the log.
 
 use std::{
     io,
@@ -110,7 +112,8 @@ impl LeaderEpochs {
         }
     }
 
-    /// Notes that `epoch` begins at `start_offset`, unless it is known already.
+    /// Notes that `epoch` begins at `start_offset`, unless it is known already. The file is
+    /// not written yet.
     pub(crate) fn assign(&mut self, epoch: LeaderEpoch, start_offset: Offset) {
         if epoch < LeaderEpoch::new(0) {
             return;
@@ -119,10 +122,9 @@ impl LeaderEpochs {
             epoch,
             start_offset,
         });
-        self.write_quietly();
     }
 
-    /// As [`LeaderEpochs::assign`] for a stored batch; the file is not written yet.
+    /// As [`LeaderEpochs::assign`] for a stored batch.
     pub(crate) fn observe(&mut self, epoch: LeaderEpoch, base_offset: Offset) {
         let known = self.latest().map_or(LeaderEpoch::NONE, |entry| entry.epoch);
         if epoch > known {

@@ -329,6 +329,7 @@ fn a_damaged_or_lost_epoch_file_is_made_again_from_the_batches() {
     let expected = log.epoch_entries().to_vec();
     assert_eq!(expected.len(), 4);
     let path = fixture.dir.join("leader-epoch-checkpoint");
+    flush(&mut log);
     drop(log);
     for damage in ["lost", "", "0\n7\n", "garbage"] {
         match damage {
@@ -474,4 +475,25 @@ fn a_clean_start_reads_no_old_segment_and_keeps_no_file_open() {
         open.filter(|path| path.starts_with(&fixture.dir)).count(),
         0
     );
+}
+
+#[test]
+fn epochs_that_no_flush_wrote_are_read_from_the_batches_after_a_crash() {
+    let fixture = Fixture::new();
+    let mut log = fixture.open(small());
+    for number in 0..40 {
+        if number == 20 {
+            flush(&mut log);
+        }
+        let epoch = number / 10;
+        log.assign_epoch(yuxi_protocol::ids::LeaderEpoch::new(epoch));
+        try_append(&mut log, &batch(&[NOW], 200), epoch).unwrap();
+    }
+    // A leader that appended nothing in its epoch.
+    let expected = log.epoch_entries().to_vec();
+    assert_eq!(expected.len(), 4);
+    log.assign_epoch(yuxi_protocol::ids::LeaderEpoch::new(9));
+    drop(log);
+    let log = fixture.try_open(small(), recovered_from(20)).unwrap();
+    assert_eq!(log.epoch_entries(), expected);
 }
