@@ -295,6 +295,11 @@ impl Command {
         }
     }
 
+    /// Whether it takes partitions from leaders that work, and may take as many as there are.
+    pub(crate) fn moves_leaders(&self) -> bool {
+        matches!(self, Self::ShutDownBroker(_) | Self::ElectLeaders(_))
+    }
+
     /// Whether asking again is right when it is not known what became of the first time.
     pub(crate) fn is_repeatable(&self) -> bool {
         match self {

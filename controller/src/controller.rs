@@ -29,7 +29,7 @@ use crate::{
     registration::Registrant,
     service::{self, Request},
     settings::ServerSettings,
-    store::MetadataStore,
+    store::{MetadataStore, Revision},
 };
 
 /// The most requests that wait for the service's loop; callers beyond wait to enter.
@@ -118,6 +118,11 @@ impl Controller {
     pub fn render_metrics(&self, page: &mut Page) {
         let now = std::time::Instant::now();
         self.metrics.render(page, &self.image(), self.node_id, now);
+    }
+
+    /// The revision of [`Controller::image`].
+    pub fn revision(&self) -> Revision {
+        self.image.borrow().revision()
     }
 
     /// The cluster as it is and comes to be.

@@ -43,7 +43,7 @@ use crate::{
         Batch, Commit, Guard, MetadataStore, Operation, Revision, SessionId, Snapshot, StoreError,
         Transaction, Watch, WatchEvent,
     },
-    transactions::{is_applied, pack},
+    transactions::{is_applied, pack, pack_in_portions},
 };
 
 /// How long to wait before what failed is tried again.
@@ -535,7 +535,7 @@ impl<S: MetadataStore> Service<S> {
         }
         let (changes, more) = elections::rebalance(image, &self.options.settings);
         self.rebalance.looked(now, more);
-        let transactions = pack(changes, epoch);
+        let transactions = pack_in_portions(changes, epoch);
         (!transactions.is_empty()).then(|| Task::new(Cause::Rebalance, transactions))
     }
 
@@ -813,7 +813,11 @@ impl<S: MetadataStore> Service<S> {
         }
         let settings = &self.options.settings;
         let changes = asked.command.decide(&image, settings, &mut self.random);
-        let transactions = pack(changes, epoch);
+        let transactions = if asked.command.moves_leaders() {
+            pack_in_portions(changes, epoch)
+        } else {
+            pack(changes, epoch)
+        };
         if transactions.is_empty() {
             return asked.finish(Ok(image.revision()));
         }

@@ -14,8 +14,29 @@ use crate::{
     store::{MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPERATIONS, Operation, Snapshot, Transaction},
 };
 
+/// What one transaction changes at most when leaders that work are moved: a few hundred
+/// partitions. Brokers follow one after the other, and nobody can write to a partition
+/// between the first and the last of them, so that a gap would grow with what moves at once.
+const PORTION_BYTES: usize = 32 << 10;
+
 /// Puts change sets into as few transactions of a reign as they fit in, in their order.
 pub(crate) fn pack(changes: Vec<ChangeSet>, epoch: ControllerEpoch) -> VecDeque<Transaction> {
+    pack_within(MAX_TRANSACTION_BYTES, changes, epoch)
+}
+
+/// As [`pack`], into transactions that each interrupt little.
+pub(crate) fn pack_in_portions(
+    changes: Vec<ChangeSet>,
+    epoch: ControllerEpoch,
+) -> VecDeque<Transaction> {
+    pack_within(PORTION_BYTES, changes, epoch)
+}
+
+fn pack_within(
+    max_bytes: usize,
+    changes: Vec<ChangeSet>,
+    epoch: ControllerEpoch,
+) -> VecDeque<Transaction> {
     let mut transactions = VecDeque::new();
     let mut current = Transaction::default();
     let mut keys: HashSet<String> = HashSet::new();
@@ -24,7 +45,7 @@ pub(crate) fn pack(changes: Vec<ChangeSet>, epoch: ControllerEpoch) -> VecDeque<
         let size: usize = set.operations.iter().map(Operation::size_in_bytes).sum();
         let fits = current.guards.len() + set.guards.len() <= MAX_TRANSACTION_OPERATIONS
             && current.operations.len() + set.operations.len() <= MAX_TRANSACTION_OPERATIONS
-            && bytes + size <= MAX_TRANSACTION_BYTES
+            && bytes + size <= max_bytes
             && !set
                 .operations
                 .iter()
@@ -114,6 +135,22 @@ mod tests {
             .map(|i| set(vec![put(&format!("k{i}"), 600_000)]))
             .collect();
         assert_eq!(pack(large, epoch).len(), 3);
+    }
+
+    #[test]
+    fn leaders_that_work_are_moved_in_portions_of_which_each_is_whole() {
+        let epoch = ControllerEpoch::new(5);
+        let sizes = [20_000, 10_000, 10_000, 50_000, 1];
+        let sets = || {
+            let sets = sizes.iter().enumerate();
+            sets.map(|(i, &bytes)| set(vec![put(&format!("k{i}"), bytes)]))
+                .collect()
+        };
+        let operations = |packed: VecDeque<Transaction>| -> Vec<usize> {
+            packed.iter().map(|t| t.operations.len()).collect()
+        };
+        assert_eq!(operations(pack_in_portions(sets(), epoch)), [2, 1, 1, 1]);
+        assert_eq!(operations(pack(sets(), epoch)), [5]);
     }
 
     #[test]
