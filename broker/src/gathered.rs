@@ -81,7 +81,7 @@ fn gather(node: &Node) -> Gathered {
             .collect(),
         groups: node.groups.count(),
         transactions: transactions(node),
-        fetch_sessions: node.fetch_sessions.len(),
+        fetch_sessions: node.fetch_sessions.len() + node.follower_sessions.len(),
         cleaner: node.cleaner.report(node),
     }
 }

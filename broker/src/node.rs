@@ -2,9 +2,17 @@
 //! the groups, the controller and the limits.
 
 use crate::{
-    api::FetchSessions, cleaner::Cleaner, groups::Groups, internal_topics, metrics::Metrics,
-    net::limits::ByteBudget, partition::Partition, producer_ids::ProducerIds, replicas::Replicas,
-    replication::Replication, transactions::Transactions,
+    api::{FetchSessions, FollowerSessions},
+    cleaner::Cleaner,
+    groups::Groups,
+    internal_topics,
+    metrics::Metrics,
+    net::limits::ByteBudget,
+    partition::Partition,
+    producer_ids::ProducerIds,
+    replicas::Replicas,
+    replication::Replication,
+    transactions::Transactions,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,16 +21,16 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use yuxi_controller::{
     Controller, ControllerError,
     decide::topics::NewTopic,
-    image::{ClusterImage, TopicChange},
+    image::{ClusterImage, TopicChange, TopicImage},
     keys::ConfigScope,
     settings::{Listener, ServerSettings},
     store::Revision,
 };
-use yuxi_protocol::ids::BrokerId;
+use yuxi_protocol::ids::{BrokerId, TopicId};
 
 /// Where a partition is.
 #[derive(Debug)]
@@ -33,6 +41,22 @@ pub(crate) enum Lookup {
     Elsewhere,
     /// There is no such topic or partition.
     Unknown,
+}
+
+/// A topic as a request names it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum TopicName<'a> {
+    Name(&'a str),
+    Id(TopicId),
+}
+
+impl TopicName<'_> {
+    pub(crate) fn find(self, image: &ClusterImage) -> Option<&Arc<TopicImage>> {
+        match self {
+            Self::Name(name) => image.topic(name),
+            Self::Id(id) => image.topic_by_id(id),
+        }
+    }
 }
 
 /// A broker's address as clients are told it.
@@ -70,6 +94,7 @@ pub(crate) struct Node {
     pub(crate) groups: Groups,
     pub(crate) transactions: Transactions,
     pub(crate) fetch_sessions: FetchSessions,
+    pub(crate) follower_sessions: FollowerSessions,
     pub(crate) producer_ids: ProducerIds,
     pub(crate) byte_budget: ByteBudget,
     pub(crate) metrics: Arc<Metrics>,
@@ -110,6 +135,7 @@ impl Node {
             fetch_sessions: FetchSessions::new(
                 usize::try_from(settings.max_incremental_fetch_session_cache_slots).unwrap_or(0),
             ),
+            follower_sessions: FollowerSessions::default(),
             producer_ids: ProducerIds::default(),
             byte_budget: ByteBudget::new(budget),
             live: RwLock::new(Arc::new(settings.clone())),
@@ -208,6 +234,35 @@ impl Node {
             .subscribe()
             .wait_for(|image| image.revision() >= revision)
             .await;
+    }
+
+    /// As [`Node::applied`], but no longer than until `deadline`.
+    pub(crate) async fn applied_by(&self, revision: Revision, deadline: Instant) {
+        let _ = tokio::time::timeout_at(deadline, self.applied(revision)).await;
+    }
+
+    /// The revision at which this broker leads one of these partitions, if the controller
+    /// has made it the leader and the replica here does not know yet. Who is told by others
+    /// to come here may be faster than the image, and would be sent away for nothing.
+    pub(crate) fn arriving<'a>(
+        &self,
+        partitions: impl IntoIterator<Item = (TopicName<'a>, i32)>,
+    ) -> Option<Revision> {
+        if self.controller.revision() <= self.applied.borrow().revision() {
+            return None;
+        }
+        let (applied, newest) = (self.image(), self.controller.image());
+        let epoch = |image: &ClusterImage, topic: TopicName<'_>, partition: i32| {
+            let state = topic.find(image)?.partition(partition.into())?;
+            (state.leader == self.broker_id).then_some(state.leader_epoch)
+        };
+        partitions
+            .into_iter()
+            .any(|(topic, partition)| {
+                let leads_in = epoch(&newest, topic, partition);
+                leads_in.is_some() && leads_in != epoch(&applied, topic, partition)
+            })
+            .then(|| newest.revision())
     }
 
     /// Waits until whatever the controller has shown so far is done here.

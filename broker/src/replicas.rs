@@ -296,7 +296,8 @@ impl Replicas {
         if changes.brokers {
             // Before the new roles: a follower must be heard anew in its new incarnation.
             for partition in self.all() {
-                partition.forget_gone_followers(|id| new.broker(id).map(|broker| broker.epoch));
+                let incarnation = |id| new.broker(id).map(|broker| broker.epoch);
+                partition.forget_gone_followers(incarnation, |id| new.is_active(id));
             }
         }
         for change in changes.topics {

@@ -33,6 +33,7 @@ pub(crate) mod fetch;
 mod find_coordinator;
 mod group;
 mod init_producer_id;
+mod leader_hints;
 mod list_config_resources;
 mod list_offsets;
 mod list_partition_reassignments;
@@ -47,7 +48,7 @@ mod unregister_broker;
 mod update_features;
 pub(crate) mod write_txn_markers;
 
-pub(crate) use fetch::FetchSessions;
+pub(crate) use fetch::{FetchSessions, FollowerSessions};
 
 use crate::{net::answer::Answer, node::Node};
 use bytes::Bytes;
@@ -100,6 +101,16 @@ pub(crate) enum Started {
     /// Nothing has happened yet, and nothing that comes after it may start before it is
     /// answered, whatever the order of its API is.
     Held(Pin<Box<dyn Future<Output = Outcome> + Send>>),
+}
+
+impl Started {
+    /// The answer, however long it takes.
+    pub(crate) async fn outcome(self) -> Outcome {
+        match self {
+            Self::Ready(answer) => answer,
+            Self::Pending(answer) | Self::Held(answer) => answer.await,
+        }
+    }
 }
 
 /// When a request of a connection may start.

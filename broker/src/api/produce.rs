@@ -7,22 +7,22 @@
 
 mod verification;
 
-use super::{Context, Request, Started, Unanswerable};
+use super::{Context, Request, Started, Unanswerable, leader_hints::LeaderHints};
 use crate::{
-    node::{self, Lookup},
+    node::{Lookup, TopicName},
     partition::{
         Ack, Appended, Partition, RequiredAcks, VerificationGuard,
         admission::{self, Admitted},
     },
     time,
 };
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 use verification::Verified;
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
-    ids::{BrokerId, TopicId},
+    ids::TopicId,
     message,
     messages::{
         ProduceRequest, ProduceResponse,
@@ -74,17 +74,43 @@ pub(super) fn start(mut request: Request) -> Started {
         Err(error) => return Started::Ready(Err(error)),
     };
     let context = request.into_context();
+    let asked = produce.topic_data.iter().flat_map(|topic| {
+        let name = topic_name(&context, &topic.name, topic.topic_id.into());
+        topic.partition_data.iter().map(move |p| (name, p.index))
+    });
+    let Some(revision) = context.node.arriving(asked) else {
+        return verify_and_append(context, produce);
+    };
+    Started::Held(Box::pin(async move {
+        let deadline = deadline(&produce);
+        context.node.applied_by(revision, deadline).await;
+        verify_and_append(context, produce).outcome().await
+    }))
+}
+
+fn verify_and_append(context: Context, produce: ProduceRequest) -> Started {
     let questions = verification::questions(&context, &produce);
     if questions.is_empty() {
         return append_all(&context, produce, &Verified::default());
     }
     Started::Held(Box::pin(async move {
         let verified = verification::ask(&context, &produce, questions).await;
-        match append_all(&context, produce, &verified) {
-            Started::Ready(answer) => answer,
-            Started::Pending(answer) | Started::Held(answer) => answer.await,
-        }
+        append_all(&context, produce, &verified).outcome().await
     }))
+}
+
+/// Until when the client waits.
+fn deadline(produce: &ProduceRequest) -> Instant {
+    Instant::now() + Duration::from_millis(produce.timeout_ms.max(0) as u64)
+}
+
+/// A topic as this version of the request names it.
+fn topic_name<'a>(context: &Context, name: &'a str, id: TopicId) -> TopicName<'a> {
+    if context.version >= TOPIC_IDS_FROM {
+        TopicName::Id(id)
+    } else {
+        TopicName::Name(name)
+    }
 }
 
 /// Appends everything, and answers or waits for the acknowledgements.
@@ -96,7 +122,7 @@ fn append_all(context: &Context, produce: ProduceRequest, verified: &Verified) -
     };
     let now_ms = time::now_ms();
     let is_transactional = produce.transactional_id.is_some();
-    let timeout_ms = produce.timeout_ms;
+    let deadline = deadline(&produce);
     let mut unacknowledged = Vec::new();
     let mut responses = Vec::with_capacity(produce.topic_data.len());
     for (topic_at, topic) in produce.topic_data.into_iter().enumerate() {
@@ -146,7 +172,6 @@ fn append_all(context: &Context, produce: ProduceRequest, verified: &Verified) -
         add_leaders(context, &mut response);
         return Started::Ready(context.answer(&response));
     }
-    let deadline = Instant::now() + Duration::from_millis(timeout_ms.max(0) as u64);
     let context = context.clone();
     Started::Pending(Box::pin(async move {
         let mut response = acknowledged(response, unacknowledged, deadline).await;
@@ -324,35 +349,29 @@ fn add_leaders(context: &Context, response: &mut ProduceResponse) {
     let elsewhere = |partition: &PartitionProduceResponse| {
         partition.error_code == ErrorCode::NotLeaderOrFollower.code()
     };
-    let mut leaders = BTreeSet::new();
-    let image = context.node.image();
+    let parts = |topic: &TopicProduceResponse| topic.partition_responses.iter().any(elsewhere);
+    if !response.responses.iter().any(parts) {
+        return;
+    }
+    let mut hints = LeaderHints::new(context);
     for topic in &mut response.responses {
+        let name = topic_name(context, &topic.name, topic.topic_id.into());
         for partition in topic
             .partition_responses
             .iter_mut()
             .filter(|p| elsewhere(p))
         {
-            let known = if context.version >= TOPIC_IDS_FROM {
-                image.topic_by_id(TopicId::from(topic.topic_id))
-            } else {
-                image.topic(&topic.name)
-            };
-            let state = known.and_then(|topic| topic.partition(partition.index.into()));
-            if let Some(state) = state.filter(|state| state.leader != BrokerId::NONE) {
-                leaders.insert(state.leader);
+            if let Some((leader, epoch)) = hints.leader(name, partition.index) {
                 partition.current_leader = message!(LeaderIdAndEpoch {
-                    leader_id: state.leader.value(),
-                    leader_epoch: state.leader_epoch.value(),
+                    leader_id: leader.value(),
+                    leader_epoch: epoch.value(),
                 });
             }
         }
     }
-    if leaders.is_empty() {
-        return;
-    }
-    response.node_endpoints = node::endpoints(&image)
+    response.node_endpoints = hints
+        .endpoints()
         .into_iter()
-        .filter(|endpoint| leaders.contains(&endpoint.id))
         .map(|endpoint| {
             message!(NodeEndpoint {
                 node_id: endpoint.id.value(),

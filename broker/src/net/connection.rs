@@ -271,12 +271,7 @@ impl Connection {
             // A future is not polled before it is first in the queue, so the request
             // starts when all those before it are answered.
             let start = api.start;
-            Started::Pending(Box::pin(async move {
-                match start(request) {
-                    Started::Ready(answer) => answer,
-                    Started::Pending(answer) | Started::Held(answer) => answer.await,
-                }
-            }))
+            Started::Pending(Box::pin(async move { start(request).outcome().await }))
         } else {
             (api.start)(request)
         };

@@ -7,8 +7,11 @@
 //! with its log end at the high watermark and past the start of this epoch (I4); at most
 //! one proposal is out, and what it asks for counts only once it is committed (I5).
 
-use super::{AckReceiver, Partition, PartitionError, Read, ReadAnswer, Role, State};
-use std::collections::HashMap;
+use super::{
+    AckReceiver, Partition, PartitionError, Read, ReadAnswer, Role, State,
+    news::{FollowerNews, PartitionKey},
+};
+use std::{collections::HashMap, sync::Arc};
 use yuxi_controller::{
     decide::isr::IsrProposal,
     keys::{LeaderRecovery, PartitionState},
@@ -21,6 +24,7 @@ use yuxi_protocol::{
 /// The leader's part of a partition's state.
 #[derive(Debug)]
 pub(super) struct Leader {
+    key: PartitionKey,
     own_id: BrokerId,
     /// Where this leader epoch begins in the log.
     epoch_start: Offset,
@@ -35,7 +39,7 @@ pub(super) struct Leader {
 }
 
 /// What a leader knows of one follower.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Progress {
     /// Its log's ends as its last fetch in this epoch told them.
     ends: Option<FollowerEnds>,
@@ -47,6 +51,9 @@ struct Progress {
     last_fetch_ms: i64,
     /// Where the log ended at its last fetch.
     last_seen_end: Offset,
+    /// Where it learns that the partition has changed; `None` before its first fetch in
+    /// this epoch.
+    news: Option<Arc<FollowerNews>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,13 +66,15 @@ struct FollowerEnds {
 /// A broker that fetches as a follower. Whoever makes one has checked that the broker
 /// is registered in this very incarnation (I7).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Follower {
+pub(crate) struct Follower<'a> {
     pub(crate) id: BrokerId,
     pub(crate) broker_epoch: BrokerEpoch,
     /// It is alive and not shutting down.
     pub(crate) is_active: bool,
     /// Where its log starts.
     pub(crate) log_start: Offset,
+    /// Its session's list, on which the partition puts itself from now on.
+    pub(crate) news: &'a Arc<FollowerNews>,
 }
 
 /// The time, and how long a follower may have been behind by then
@@ -86,7 +95,7 @@ pub(crate) enum ProposalOutcome {
 }
 
 impl Leader {
-    fn new(epoch_start: Offset, state: &PartitionState, now_ms: i64) -> Self {
+    fn new(key: PartitionKey, epoch_start: Offset, state: &PartitionState, now_ms: i64) -> Self {
         let followers = state
             .isr
             .iter()
@@ -94,6 +103,7 @@ impl Leader {
             .map(|&id| (id, Progress::unheard(epoch_start, now_ms)))
             .collect();
         Self {
+            key,
             own_id: state.leader,
             epoch_start,
             replicas: state.replicas.clone(),
@@ -121,6 +131,42 @@ impl Leader {
         for (id, progress) in &mut self.followers {
             progress.is_joining &= !self.isr.contains(id);
         }
+        // Who left the ISR though it has everything is to be heard again, or never comes back.
+        self.note_news();
+    }
+
+    /// The log ends at `before` no more. A follower that had everything was caught up when it
+    /// asked last, which need not have been for this partition.
+    pub(super) fn log_grew(&mut self, before: Offset) {
+        for progress in self.followers.values_mut() {
+            let Some(news) = &progress.news else {
+                continue;
+            };
+            if progress.ends.is_some_and(|ends| ends.log_end >= before) {
+                progress.caught_up_ms = progress.caught_up_ms.max(news.asked_ms());
+            }
+            news.tell(self.key);
+        }
+    }
+
+    /// Something has changed that followers hear of with their next answer.
+    pub(super) fn note_news(&self) {
+        for news in self.listeners() {
+            news.note(self.key);
+        }
+    }
+
+    /// Something has changed that followers hear of at once.
+    pub(super) fn tell_followers(&self) {
+        for news in self.listeners() {
+            news.tell(self.key);
+        }
+    }
+
+    fn listeners(&self) -> impl Iterator<Item = &Arc<FollowerNews>> {
+        self.followers
+            .values()
+            .filter_map(|progress| progress.news.as_ref())
     }
 
     pub(super) fn isr(&self) -> &[BrokerId] {
@@ -164,7 +210,7 @@ impl Leader {
     }
 
     /// A follower's fetch says how far it is.
-    fn heard(&mut self, from: Follower, log_end: Offset, own_end: Offset, now: Now) {
+    fn heard(&mut self, from: Follower<'_>, log_end: Offset, own_end: Offset, now: Now) {
         let Now { now_ms, lag_ms } = now;
         let in_sync = self.isr.contains(&from.id);
         let epoch_start = self.epoch_start;
@@ -186,6 +232,9 @@ impl Leader {
         });
         progress.last_fetch_ms = now_ms;
         progress.last_seen_end = own_end;
+        if !matches!(&progress.news, Some(known) if Arc::ptr_eq(known, from.news)) {
+            progress.news = Some(Arc::clone(from.news));
+        }
     }
 
     fn may_join(&self, id: BrokerId, high_watermark: Offset) -> bool {
@@ -214,6 +263,7 @@ impl Progress {
             is_joining: false,
             last_fetch_ms: i64::MIN,
             last_seen_end: epoch_start,
+            news: None,
         }
     }
 }
@@ -232,7 +282,8 @@ impl Partition {
             state.stop_waiting(ErrorCode::NotLeaderOrFollower);
             state.verifications.clear();
             // The new epoch is recorded last (I6).
-            state.role = Role::Leader(Leader::new(start, committed, now_ms));
+            let key = (self.topic_id, self.id.partition.value());
+            state.role = Role::Leader(Leader::new(key, start, committed, now_ms));
             state.leader_epoch = committed.leader_epoch;
         } else if committed.leader_epoch == state.leader_epoch
             && let Role::Leader(leader) = &mut state.role
@@ -246,7 +297,7 @@ impl Partition {
     /// reads is where its log ends, if its history is this leader's.
     pub(crate) fn read_as_leader_of(
         &self,
-        follower: Follower,
+        follower: Follower<'_>,
         read: Read,
         now: Now,
     ) -> Result<ReadAnswer, PartitionError> {
@@ -278,6 +329,11 @@ impl Partition {
                 && leader.may_join(follower.id, state.high_watermark);
         }
         answer.must_tell_log_start = follower.log_start < answer.log_start_offset;
+        if let Role::Leader(leader) = &state.role {
+            answer.is_settled = read.from == own_end
+                && leader.isr.contains(&follower.id)
+                && !answer.must_tell_log_start;
+        }
         Ok(answer)
     }
 
@@ -382,16 +438,20 @@ impl Partition {
     }
 
     /// What followers said in an earlier incarnation counts no more, nor does anybody wait
-    /// for one that is gone. `incarnation` is the epoch of a broker that is alive.
+    /// for one that is gone, or on its way. `incarnation` is the epoch of a broker that is
+    /// alive.
     pub(crate) fn forget_gone_followers(
         &self,
         incarnation: impl Fn(BrokerId) -> Option<BrokerEpoch>,
+        is_active: impl Fn(BrokerId) -> bool,
     ) {
         let mut state = self.state();
         let Role::Leader(leader) = &mut state.role else {
             return;
         };
         for (&id, progress) in &mut leader.followers {
+            // Who is about to go may never be heard again.
+            progress.is_joining &= is_active(id);
             if let Some(ends) = progress.ends
                 && incarnation(id) != Some(ends.broker_epoch)
             {
@@ -447,8 +507,9 @@ impl Partition {
         if to > offsets.log_start {
             state.log.delete_records_before(to, now_ms)?;
             state.wake_stable_fetches();
-            // Followers are told at once.
-            state.replica_fetches.wake_all();
+            if let Role::Leader(leader) = &state.role {
+                leader.tell_followers();
+            }
         }
         let start = state.log.log_start_offset();
         let waiting = (state.low_watermark() < start).then(|| state.until_deleted.wait_for(start));
@@ -483,6 +544,8 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::LazyLock;
+    use yuxi_protocol::ids::TopicId;
 
     const ME: BrokerId = BrokerId::new(1);
 
@@ -510,18 +573,23 @@ mod tests {
         Now { now_ms, lag_ms: 10 }
     }
 
-    fn follower(id: i32) -> Follower {
+    const KEY: PartitionKey = (TopicId::ZERO, 0);
+
+    static NEWS: LazyLock<Arc<FollowerNews>> = LazyLock::new(Arc::default);
+
+    fn follower(id: i32) -> Follower<'static> {
         Follower {
             id: BrokerId::new(id),
             broker_epoch: BrokerEpoch::new(1),
             is_active: true,
             log_start: Offset::ZERO,
+            news: &NEWS,
         }
     }
 
     /// A leader whose epoch begins at 10 and whose log ends at 30, with these fetches.
     fn leader(isr: &[i32], fetches: &[(i32, i64)]) -> Leader {
-        let mut leader = Leader::new(Offset::new(10), &state(isr, 0), 0);
+        let mut leader = Leader::new(KEY, Offset::new(10), &state(isr, 0), 0);
         for &(id, end) in fetches {
             leader.heard(follower(id), Offset::new(end), Offset::new(30), at(0));
         }
@@ -591,7 +659,7 @@ mod tests {
 
     #[test]
     fn a_follower_short_of_this_epochs_start_may_not_join() {
-        let mut leader = Leader::new(Offset::new(10), &state(&[1], 0), 0);
+        let mut leader = Leader::new(KEY, Offset::new(10), &state(&[1], 0), 0);
         leader.heard(follower(2), Offset::new(9), Offset::new(9), at(0));
         assert!(!leader.may_join(BrokerId::new(2), Offset::ZERO), "I4");
         leader.heard(follower(2), Offset::new(10), Offset::new(10), at(0));
@@ -601,7 +669,7 @@ mod tests {
     #[test]
     fn a_follower_lags_when_it_was_last_caught_up_too_long_ago() {
         let two = BrokerId::new(2);
-        let mut leader = Leader::new(Offset::new(10), &state(&[1, 2], 0), 100);
+        let mut leader = Leader::new(KEY, Offset::new(10), &state(&[1, 2], 0), 100);
         let end = Offset::new(30);
         assert!(!leader.is_lagging(two, end, at(110)));
         assert!(leader.is_lagging(two, end, at(111)), "it never fetched");
@@ -613,6 +681,28 @@ mod tests {
         assert!(leader.is_lagging(two, Offset::new(50), at(123)));
         leader.heard(follower(2), Offset::new(50), Offset::new(50), at(130));
         assert!(!leader.is_lagging(two, Offset::new(50), at(10_000)));
+    }
+
+    #[test]
+    fn a_follower_that_asked_while_nothing_changed_was_caught_up_then() {
+        let two = BrokerId::new(2);
+        let mut leader = Leader::new(KEY, Offset::new(10), &state(&[1, 2], 0), 0);
+        let (end, next) = (Offset::new(30), Offset::new(40));
+        let news = Arc::new(FollowerNews::default());
+        let two_heard = Follower {
+            news: &news,
+            ..follower(2)
+        };
+        leader.heard(two_heard, end, end, at(0));
+        // Its later requests did not speak of this partition.
+        news.asked(1000);
+        leader.log_grew(end);
+        assert!(!leader.is_lagging(two, next, at(1010)));
+        assert!(leader.is_lagging(two, next, at(1011)));
+        // What it asks for while it lacks something says nothing.
+        news.asked(2000);
+        leader.log_grew(next);
+        assert!(leader.is_lagging(two, Offset::new(50), at(2001)));
     }
 
     #[test]

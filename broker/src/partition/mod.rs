@@ -16,6 +16,7 @@ mod error;
 mod flush;
 mod follower;
 mod leader;
+mod news;
 mod read;
 mod transactions;
 mod verification;
@@ -24,6 +25,7 @@ mod waiters;
 pub(crate) use error::PartitionError;
 pub(crate) use follower::{Cut, FromLeader, Position};
 pub(crate) use leader::{Follower, Now, ProposalOutcome};
+pub(crate) use news::{FollowerNews, PartitionKey};
 pub(crate) use read::{Divergence, Isolation, Read, ReadAnswer};
 pub(crate) use transactions::{ActiveProducer, TxnMarker};
 pub(crate) use verification::VerificationGuard;
@@ -90,19 +92,13 @@ pub(crate) struct Offsets {
     pub(crate) epoch_start: Offset,
 }
 
-/// What a reader that wants to wait saw last.
+/// What a consumer that wants to wait saw last.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Seen {
-    /// A consumer, which waits for this to move.
+    /// It waits for this to move.
     HighWatermark(Offset),
-    /// A consumer of committed records, which waits for this.
+    /// A consumer of committed records waits for this.
     LastStable(Offset),
-    /// A follower, which waits for either end of the log to move.
-    Log {
-        start: Offset,
-        end: Offset,
-        high_watermark: Offset,
-    },
 }
 
 /// What a partition is at one moment, for metrics.
@@ -158,8 +154,6 @@ struct State {
     fetches: FetchWaiters,
     /// Consumers of committed records, who wait for the last stable offset.
     stable_fetches: FetchWaiters,
-    /// Followers, who wait for the log's end.
-    replica_fetches: FetchWaiters,
 }
 
 #[derive(Debug)]
@@ -214,7 +208,6 @@ impl Partition {
                 until_deleted: AckWaiters::default(),
                 fetches: FetchWaiters::default(),
                 stable_fetches: FetchWaiters::default(),
-                replica_fetches: FetchWaiters::default(),
             }),
         }
     }
@@ -288,9 +281,6 @@ impl Partition {
         let unchanged = match seen {
             Seen::HighWatermark(offset) => state.high_watermark == offset,
             Seen::LastStable(offset) => state.offsets().last_stable == offset,
-            Seen::Log { start, end, .. } => {
-                state.log.log_start_offset() == start && state.log.log_end_offset() == end
-            }
         };
         if !unchanged || state.ended().is_some() {
             return false;
@@ -298,12 +288,6 @@ impl Partition {
         match seen {
             Seen::HighWatermark(_) => state.fetches.park(waiter),
             Seen::LastStable(_) => state.stable_fetches.park(waiter),
-            Seen::Log { high_watermark, .. } => {
-                if state.high_watermark != high_watermark {
-                    waiter.note_news();
-                }
-                state.replica_fetches.park(waiter);
-            }
         }
         true
     }
@@ -313,7 +297,6 @@ impl Partition {
         let mut state = self.state();
         state.fetches.unpark(waiter);
         state.stable_fetches.unpark(waiter);
-        state.replica_fetches.unpark(waiter);
     }
 
     /// The offsets now.
@@ -367,8 +350,14 @@ impl Partition {
         if matches!(state.role, Role::Deleted) {
             return None;
         }
-        let high_watermark = state.high_watermark;
-        Some(work(&mut state.log, high_watermark))
+        let (start, high_watermark) = (state.log.log_start_offset(), state.high_watermark);
+        let done = work(&mut state.log, high_watermark);
+        if let Role::Leader(leader) = &state.role
+            && state.log.log_start_offset() != start
+        {
+            leader.note_news();
+        }
+        Some(done)
     }
 
     /// Takes the partition out of service for good; the caller removes its directory.
@@ -476,7 +465,9 @@ impl State {
         self.unstable.appended(begin, end, bytes);
         // A follower may have them before they are on this disk: what counts is on how many
         // replicas they are held.
-        self.replica_fetches.readable(bytes);
+        if let Role::Leader(leader) = &mut self.role {
+            leader.log_grew(begin);
+        }
         if !self.log.is_flush_due(now_ms) {
             // Even while a flush runs: it is one that no append asked for.
             self.held_end = self.log.log_end_offset();
@@ -526,8 +517,9 @@ impl State {
         self.until_committed.reached(end);
         self.fetches.readable(bytes);
         self.wake_stable_fetches();
-        // Followers learn of it when they are answered.
-        self.replica_fetches.note_news();
+        if let Role::Leader(leader) = &self.role {
+            leader.note_news();
+        }
     }
 
     /// The last stable offset may have moved: with the high watermark, or with the log's
@@ -546,7 +538,9 @@ impl State {
         self.until_deleted.fail(error);
         self.fetches.wake_all();
         self.stable_fetches.wake_all();
-        self.replica_fetches.wake_all();
+        if let Role::Leader(leader) = &self.role {
+            leader.tell_followers();
+        }
     }
 }
 

@@ -95,10 +95,13 @@ impl Model {
     /// The replica hears of the state as it is now.
     fn learn(&self, id: i32) {
         if let Some(replica) = self.replica(id) {
-            replica.partition.forget_gone_followers(|other| {
+            let incarnation = |other: BrokerId| {
                 let replica = self.replica(other.value())?;
                 Some(BrokerEpoch::new(replica.broker_epoch))
-            });
+            };
+            replica
+                .partition
+                .forget_gone_followers(incarnation, |other| incarnation(other).is_some());
             if self.state.leader.value() == id {
                 replica.partition.become_leader(&self.state, self.now_ms);
             } else {
@@ -211,6 +214,7 @@ impl Model {
             broker_epoch: BrokerEpoch::new(follower.broker_epoch),
             is_active: true,
             log_start: position.log_start,
+            news: &Arc::default(),
         };
         let now = Now {
             now_ms: self.now_ms,

@@ -43,7 +43,6 @@ pub(crate) struct ReadAnswer {
     pub(crate) high_watermark: Offset,
     pub(crate) last_stable_offset: Offset,
     pub(crate) log_start_offset: Offset,
-    pub(crate) log_end_offset: Offset,
     /// Whole batches from the one that holds the offset asked for; `None` at the end.
     pub(crate) records: Option<FileSlice>,
     /// Told to readers of committed records: the aborted transactions with records there,
@@ -57,6 +56,9 @@ pub(crate) struct ReadAnswer {
     pub(crate) must_tell_log_start: bool,
     /// The in-sync replicas should change: ask for the proposal.
     pub(crate) isr_change_due: bool,
+    /// The follower that reads has everything and is in sync: until the partition changes
+    /// there is nothing to tell it and nothing to hear from it.
+    pub(crate) is_settled: bool,
 }
 
 impl Partition {
@@ -182,20 +184,20 @@ impl State {
             log_start,
             high_watermark,
             last_stable,
-            log_end,
+            log_end: _,
             epoch_start: _,
         } = self.offsets();
         ReadAnswer {
             high_watermark,
             last_stable_offset: last_stable,
             log_start_offset: log_start,
-            log_end_offset: log_end,
             records,
             aborted: Vec::new(),
             divergence,
             cannot_grow,
             must_tell_log_start: false,
             isr_change_due: false,
+            is_settled: false,
         }
     }
 }

@@ -159,3 +159,132 @@ fn an_older_or_newer_leader_epoch_than_this_one_is_refused() {
         assert_eq!(refused, expected, "{believed}");
     }
 }
+
+/// A leader with a follower in sync that has everything, and the list of its session.
+struct Followed {
+    partition: Partition,
+    news: Arc<FollowerNews>,
+}
+
+impl Followed {
+    fn new(directory: &Path) -> Self {
+        let partition = replica(directory, ME, &[("segment.bytes", "100")]);
+        partition.become_leader(&Self::state(0, &[1, 2], 0), 0);
+        append(&partition, RequiredAcks::All);
+        let followed = Self {
+            partition,
+            news: Arc::default(),
+        };
+        assert!(followed.fetch(0).records.is_some());
+        assert!(followed.fetch(1).is_settled);
+        // The high watermark moved with that.
+        followed.news.take();
+        followed
+    }
+
+    fn state(epoch: i32, isr: &[i32], partition_epoch: i32) -> PartitionState {
+        PartitionState {
+            replicas: vec![ME, BrokerId::new(2)],
+            isr: isr.iter().copied().map(BrokerId::new).collect(),
+            partition_epoch,
+            ..state(epoch, ME)
+        }
+    }
+
+    fn fetch(&self, from: i64) -> ReadAnswer {
+        let follower = Follower {
+            id: BrokerId::new(2),
+            broker_epoch: yuxi_protocol::ids::BrokerEpoch::new(1),
+            is_active: true,
+            log_start: self.partition.offsets().log_start,
+            news: &self.news,
+        };
+        let read = Read {
+            from: Offset::new(from),
+            max_bytes: 1 << 20,
+            at_least_one_batch: true,
+            isolation: Isolation::Uncommitted,
+            leader_epoch: LeaderEpoch::new(0),
+            last_fetched_epoch: LeaderEpoch::NONE,
+            leader_only: false,
+        };
+        let now = Now {
+            now_ms: 1,
+            lag_ms: 1000,
+        };
+        let answer = self.partition.read_as_leader_of(follower, read, now);
+        answer.expect("an answer")
+    }
+}
+
+#[test]
+fn whatever_a_follower_must_hear_of_puts_the_partition_on_its_list() {
+    type Change = fn(&Followed);
+    let changes: [(&str, Change); 7] = [
+        ("an append", |followed| {
+            append(&followed.partition, RequiredAcks::All);
+        }),
+        ("the high watermark", |followed| {
+            append(&followed.partition, RequiredAcks::All);
+            followed.news.take();
+            followed.fetch(2);
+        }),
+        ("deleted records", |followed| {
+            let deleted = followed.partition.delete_records(Some(Offset::new(1)), 1);
+            deleted.expect("deleted");
+        }),
+        ("retention", |followed| {
+            let deleted = followed
+                .partition
+                .with_log(|log, _| log.delete_records_before(Offset::new(1), 1));
+            deleted.expect("here").expect("deleted");
+        }),
+        ("another ISR", |followed| {
+            let state = Followed::state(0, &[1], 1);
+            followed.partition.become_leader(&state, 1);
+        }),
+        ("another epoch", |followed| {
+            let state = Followed::state(1, &[1, 2], 1);
+            followed.partition.become_leader(&state, 1);
+        }),
+        ("its deletion", |followed| followed.partition.delete()),
+    ];
+    for (what, change) in changes {
+        let directory = tempfile::tempdir().expect("a directory");
+        let followed = Followed::new(directory.path());
+        assert!(followed.news.take().is_empty(), "nothing has changed yet");
+        change(&followed);
+        assert_eq!(followed.news.take(), [(TopicId::ZERO, 0)], "{what}");
+    }
+}
+
+#[test]
+fn a_follower_is_settled_only_in_sync_and_with_all_there_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let followed = Followed::new(directory.path());
+    append(&followed.partition, RequiredAcks::All);
+    assert!(!followed.fetch(1).is_settled, "it lacks a record");
+    assert!(followed.fetch(2).is_settled);
+    let alone = Followed::state(0, &[1], 1);
+    followed.partition.become_leader(&alone, 1);
+    assert!(!followed.fetch(2).is_settled, "it is not in sync");
+}
+
+#[test]
+fn nobody_waits_for_a_follower_that_was_about_to_join_and_shuts_down() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let followed = Followed::new(directory.path());
+    let partition = &followed.partition;
+    partition.become_leader(&Followed::state(0, &[1], 1), 1);
+    followed.fetch(1);
+    let appended = append(partition, RequiredAcks::All);
+    let Ack::Later(mut ack) = appended.ack else {
+        panic!("the follower has everything, so that it may join, and is waited for");
+    };
+    assert!(ack.try_recv().is_err());
+    let epoch = yuxi_protocol::ids::BrokerEpoch::new(1);
+    partition.forget_gone_followers(|_| Some(epoch), |_| true);
+    assert!(ack.try_recv().is_err(), "it is still there");
+    partition.forget_gone_followers(|_| Some(epoch), |_| false);
+    assert_eq!(ack.try_recv(), Ok(Ok(())));
+}

@@ -296,6 +296,7 @@ impl Pair {
             broker_epoch: BrokerEpoch::new(1),
             is_active: true,
             log_start: position.log_start,
+            news: &Arc::default(),
         };
         let read = Read {
             from: position.offset,

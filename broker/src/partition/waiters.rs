@@ -137,7 +137,7 @@ impl FetchWaiter {
     }
 
     /// Something has changed that is no reason to end the wait.
-    pub(super) fn note_news(&self) {
+    fn note_news(&self) {
         self.has_news.store(true, Ordering::Release);
     }
 
@@ -179,12 +179,6 @@ impl FetchWaiters {
             }
             missing > 0
         });
-    }
-
-    pub(super) fn note_news(&self) {
-        for waiter in self.parked.values() {
-            waiter.note_news();
-        }
     }
 
     pub(super) fn wake_all(&mut self) {

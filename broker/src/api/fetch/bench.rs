@@ -47,13 +47,13 @@ impl FetchAnswer {
                 high_watermark: Offset::new(100),
                 last_stable_offset: Offset::new(100),
                 log_start_offset: Offset::ZERO,
-                log_end_offset: Offset::new(100),
                 records: Some(self.records.clone()),
                 aborted: Vec::new(),
                 divergence: None,
                 cannot_grow: false,
                 must_tell_log_start: false,
                 isr_change_due: false,
+                is_settled: false,
             };
             FetchedPartition::read(wanted.partition, answer, Isolation::Uncommitted)
         };

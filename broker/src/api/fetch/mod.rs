@@ -4,34 +4,35 @@
 //! files. Sessions (KIP-227) remember the partitions of a consumer between requests.
 //!
 //! A fetch with a replica id changes what this leader knows of its followers, so it is
-//! believed only from a broker that is registered in that very incarnation (I7).
+//! believed only from a broker that is registered in that very incarnation (I7). Such a one
+//! is answered by [`followers`], everybody else here.
 
 #[cfg(feature = "bench")]
 pub mod bench;
+mod followers;
 mod response;
 mod session;
 
+pub(crate) use followers::FollowerSessions;
 pub(crate) use session::FetchSessions;
 
-use super::{Context, Request, Started};
+use super::{Context, Request, Started, leader_hints::LeaderHints};
 use crate::{
-    node::{self, Lookup},
-    partition::{FetchWaiter, Follower, Isolation, Now, Partition, PartitionError, Read, Seen},
-    time,
+    node::{Endpoint, Lookup, TopicName},
+    partition::{FetchWaiter, Isolation, Partition, Read, Seen},
 };
+use followers::Replica;
 use response::{FetchedPartition, Response};
 use session::{Opened, Wanted};
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use yuxi_controller::settings::ReplicaSelector;
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
-    ids::{BrokerEpoch, BrokerId, Offset, PartitionId},
+    ids::{BrokerEpoch, BrokerId, TopicId},
     messages::{FetchRequest, KafkaRequest},
 };
-
-const UNKNOWN: Offset = Offset::new(-1);
 
 /// Topics are named by their ids from this version on.
 const TOPIC_IDS_FROM: i16 = 13;
@@ -54,18 +55,19 @@ enum Reader {
         /// Its rack, if a follower in the same one may do.
         rack: Option<StrBytes>,
     },
-    Replica(BrokerId, BrokerEpoch),
-    /// It says that it is a replica, and not which incarnation of which broker.
+    /// A registered broker.
+    Follower(Replica),
+    /// It says that it is a replica, and is none.
     Pretender,
 }
 
 /// What a request asks for, apart from its partitions.
+#[derive(Clone, Copy)]
 struct Limits {
     max_bytes: usize,
     min_bytes: usize,
     isolation: Isolation,
     deadline: Instant,
-    reader: Reader,
 }
 
 pub(super) fn start(mut request: Request) -> Started {
@@ -75,16 +77,41 @@ pub(super) fn start(mut request: Request) -> Started {
     };
     let context = request.into_context();
     let limits = Limits::of(&fetch, &context);
-    let opened = match context.node.fetch_sessions.open(&fetch, context.version) {
-        Ok(opened) => opened,
-        Err(error) => return Started::Ready(response::error(&context, error)),
-    };
-    let (found, fetched) = collect(&context, &opened.wanted, &limits);
-    if is_enough(&fetched, &limits) || opened.wanted.is_empty() {
-        return Started::Ready(finish(&context, &opened, &limits, fetched));
+    let asked = fetch.topics.iter().flat_map(|topic| {
+        let name = topic_name(&context, &topic.topic, topic.topic_id.into());
+        topic.partitions.iter().map(move |p| (name, p.partition))
+    });
+    let arriving = context.node.arriving(asked);
+    match (Reader::of(&fetch, &context), arriving) {
+        (Reader::Follower(replica), _) => {
+            followers::start(&context, &fetch, replica, limits, arriving)
+        }
+        (reader, None) => read_for(&context, &fetch, limits, reader),
+        (reader, Some(revision)) => Started::Pending(Box::pin(async move {
+            context.node.applied_by(revision, limits.deadline).await;
+            read_for(&context, &fetch, limits, reader).outcome().await
+        })),
     }
-    let parked = Parked::park(found, fetched, &limits);
-    Started::Pending(Box::pin(wait(context, opened, limits, parked)))
+}
+
+/// Answers whoever is no follower.
+fn read_for(context: &Context, fetch: &FetchRequest, limits: Limits, reader: Reader) -> Started {
+    let opened = match context.node.fetch_sessions.open(fetch, context.version) {
+        Ok(opened) => opened,
+        Err(error) => return Started::Ready(response::error(context, error)),
+    };
+    let (found, fetched) = collect(context, &opened.wanted, limits, &reader);
+    if is_enough(|| fetched.iter(), limits) || opened.wanted.is_empty() {
+        return Started::Ready(finish(context, &opened, fetched));
+    }
+    let parked = Parked::park(found, fetched, limits);
+    Started::Pending(Box::pin(wait(
+        context.clone(),
+        opened,
+        limits,
+        reader,
+        parked,
+    )))
 }
 
 /// Reads again whenever the bytes that were missing have come, until that is enough.
@@ -92,6 +119,7 @@ async fn wait(
     context: Context,
     opened: Opened,
     limits: Limits,
+    reader: Reader,
     mut parked: Option<Parked>,
 ) -> super::Outcome {
     loop {
@@ -101,15 +129,15 @@ async fn wait(
             let woken = tokio::time::timeout_at(limits.deadline, parked.waiter.woken()).await;
             if woken.is_err() && !parked.waiter.has_news() {
                 let fetched = std::mem::take(&mut parked.fetched);
-                return finish(&context, &opened, &limits, fetched);
+                return finish(&context, &opened, fetched);
             }
             // Whether woken or out of time, what is there now is looked at.
         }
-        let (found, fetched) = collect(&context, &opened.wanted, &limits);
-        if is_enough(&fetched, &limits) || opened.is_superseded() {
-            return finish(&context, &opened, &limits, fetched);
+        let (found, fetched) = collect(&context, &opened.wanted, limits, &reader);
+        if is_enough(|| fetched.iter(), limits) || opened.is_superseded() {
+            return finish(&context, &opened, fetched);
         }
-        parked = Parked::park(found, fetched, &limits);
+        parked = Parked::park(found, fetched, limits);
     }
 }
 
@@ -129,7 +157,6 @@ impl Limits {
             },
             deadline: Instant::now()
                 + Duration::from_millis(u64::try_from(fetch.max_wait_ms).unwrap_or(0)),
-            reader: Reader::of(fetch, context),
         }
     }
 }
@@ -146,11 +173,16 @@ impl Reader {
             Self::Consumer {
                 rack: rack.cloned(),
             }
-        } else if context.version < REPLICA_STATE_FROM {
-            Self::Pretender
         } else {
-            let epoch = BrokerEpoch::new(state.replica_epoch);
-            Self::Replica(BrokerId::new(state.replica_id), epoch)
+            let replica = Replica {
+                id: BrokerId::new(state.replica_id),
+                broker_epoch: BrokerEpoch::new(state.replica_epoch),
+            };
+            if context.version >= REPLICA_STATE_FROM && replica.is_registered(context) {
+                Self::Follower(replica)
+            } else {
+                Self::Pretender
+            }
         }
     }
 }
@@ -161,31 +193,27 @@ impl Reader {
 fn collect(
     context: &Context,
     wanted: &[Wanted],
-    limits: &Limits,
+    limits: Limits,
+    reader: &Reader,
 ) -> (Vec<Option<Arc<Partition>>>, Vec<FetchedPartition>) {
     let mut left = limits.max_bytes;
     let mut any = false;
     let mut found = Vec::with_capacity(wanted.len());
     let mut fetched = Vec::with_capacity(wanted.len());
-    let now = Now {
-        now_ms: time::now_ms(),
-        lag_ms: context.node.settings.replica_lag_time_max_ms,
-    };
-    let follower = follower(context, limits);
     for want in wanted {
-        let lookup = match follower {
-            Ok(_) => find(context, want),
-            Err(error) => Err(error),
+        let lookup = match reader {
+            Reader::Consumer { .. } => find(context, want),
+            Reader::Follower(_) | Reader::Pretender => Err(ErrorCode::ClusterAuthorizationFailed),
         };
         let partition = match lookup {
             Ok(partition) => partition,
             Err(error) => {
                 found.push(None);
-                fetched.push(refused(context, want, error));
+                fetched.push(refused(want, error));
                 continue;
             }
         };
-        if let Some(replica) = preferred_replica(context, &partition, want, limits) {
+        if let Some(replica) = preferred_replica(context, &partition, want, reader) {
             let offsets = partition.offsets();
             let mut answer = FetchedPartition::elsewhere(want.partition, offsets, replica);
             answer.topic = Some(Arc::clone(&partition.id().topic));
@@ -194,45 +222,20 @@ fn collect(
             continue;
         }
         let read = Read {
-            from: want.fetch_offset,
             max_bytes: left.min(want.max_bytes),
             at_least_one_batch: !any,
-            isolation: limits.isolation,
-            leader_epoch: want.current_leader_epoch,
-            last_fetched_epoch: want.last_fetched_epoch,
             leader_only: context.version < FROM_FOLLOWERS_FROM,
+            ..want.read(limits.isolation)
         };
-        let read = match follower {
-            Ok(Some(follower)) => {
-                let follower = Follower {
-                    log_start: want.log_start_offset,
-                    ..follower
-                };
-                partition.read_as_leader_of(follower, read, now)
-            }
-            Ok(None) | Err(_) => partition.read(read),
-        };
-        let mut answer = match read {
+        let mut answer = match partition.read(read) {
             Ok(answer) => {
                 if let Some(slice) = &answer.records {
                     left = left.saturating_sub(slice.len());
                     any = true;
                 }
-                if answer.isr_change_due {
-                    context.node.replication.isr_change_due(&partition);
-                }
                 FetchedPartition::read(want.partition, answer, limits.isolation)
             }
-            Err(error) => {
-                let mut answer = refused(context, want, error.code());
-                if let PartitionError::OffsetOutOfRange { start, .. } = error
-                    && matches!(follower, Ok(Some(_)))
-                {
-                    // A follower that lacks it begins anew there.
-                    answer.log_start_offset = start;
-                }
-                answer
-            }
+            Err(error) => refused(want, error.code()),
         };
         answer.topic = Some(Arc::clone(&partition.id().topic));
         fetched.push(answer);
@@ -241,26 +244,17 @@ fn collect(
     (found, fetched)
 }
 
-/// The broker that fetches as a follower, if one does. An ordinary client that set a
-/// replica id moved the high watermark and lost data (CVE-2018-1288), so it must be
-/// registered, in this incarnation.
-fn follower(context: &Context, limits: &Limits) -> Result<Option<Follower>, ErrorCode> {
-    match limits.reader {
-        Reader::Consumer { .. } => Ok(None),
-        Reader::Pretender => Err(ErrorCode::ClusterAuthorizationFailed),
-        Reader::Replica(id, broker_epoch) => {
-            let image = context.node.image();
-            match image.broker(id) {
-                Some(broker) if broker.epoch == broker_epoch && id != context.node.broker_id => {
-                    Ok(Some(Follower {
-                        id,
-                        broker_epoch,
-                        is_active: image.is_active(id),
-                        log_start: UNKNOWN,
-                    }))
-                }
-                Some(_) | None => Err(ErrorCode::ClusterAuthorizationFailed),
-            }
+impl Wanted {
+    /// The question to the partition, as a leader is asked.
+    fn read(&self, isolation: Isolation) -> Read {
+        Read {
+            from: self.fetch_offset,
+            max_bytes: self.max_bytes,
+            at_least_one_batch: false,
+            isolation,
+            leader_epoch: self.current_leader_epoch,
+            last_fetched_epoch: self.last_fetched_epoch,
+            leader_only: true,
         }
     }
 }
@@ -271,9 +265,9 @@ fn preferred_replica(
     context: &Context,
     partition: &Partition,
     want: &Wanted,
-    limits: &Limits,
+    reader: &Reader,
 ) -> Option<BrokerId> {
-    let Reader::Consumer { rack: Some(rack) } = &limits.reader else {
+    let Reader::Consumer { rack: Some(rack) } = reader else {
         return None;
     };
     if context.version < FROM_FOLLOWERS_FROM {
@@ -312,48 +306,69 @@ fn find(context: &Context, want: &Wanted) -> Result<Arc<Partition>, ErrorCode> {
     }
 }
 
-/// A refusal; with it, the leader to go to (KIP-951).
-fn refused(context: &Context, want: &Wanted, code: ErrorCode) -> FetchedPartition {
-    let mut fetched = FetchedPartition::error(want.partition, code);
-    let look_elsewhere = matches!(
-        code,
-        ErrorCode::NotLeaderOrFollower | ErrorCode::FencedLeaderEpoch
-    );
-    if look_elsewhere && context.version >= LEADER_HINTS_FROM {
-        let image = context.node.image();
-        let topic = if context.version >= TOPIC_IDS_FROM {
-            image.topic_by_id(want.topic_id)
-        } else {
-            image.topic(&want.topic)
-        };
-        fetched.current_leader = topic
-            .and_then(|topic| topic.partition(PartitionId::new(want.partition)))
-            .map(|state| (state.leader, state.leader_epoch));
-    }
-    fetched
+fn refused(want: &Wanted, code: ErrorCode) -> FetchedPartition {
+    FetchedPartition::error(want.partition, code)
 }
 
-fn readable_bytes(fetched: &[FetchedPartition]) -> usize {
-    fetched.iter().map(FetchedPartition::record_bytes).sum()
+/// Says for what is led elsewhere where that is (KIP-951).
+fn name_leaders(
+    context: &Context,
+    wanted: &[Wanted],
+    fetched: &mut [FetchedPartition],
+) -> Vec<Endpoint> {
+    let elsewhere = |fetched: &FetchedPartition| {
+        matches!(
+            fetched.error,
+            ErrorCode::NotLeaderOrFollower | ErrorCode::FencedLeaderEpoch
+        )
+    };
+    if context.version < LEADER_HINTS_FROM || !fetched.iter().any(elsewhere) {
+        return Vec::new();
+    }
+    let mut hints = LeaderHints::new(context);
+    for (want, part) in wanted.iter().zip(fetched) {
+        if elsewhere(part) {
+            let topic = topic_name(context, &want.topic, want.topic_id);
+            part.current_leader = hints.leader(topic, want.partition);
+        }
+    }
+    if context.version < ENDPOINTS_FROM {
+        return Vec::new();
+    }
+    hints.endpoints()
+}
+
+/// A topic as this version of the request names it.
+fn topic_name<'a>(context: &Context, name: &'a str, id: TopicId) -> TopicName<'a> {
+    if context.version >= TOPIC_IDS_FROM {
+        TopicName::Id(id)
+    } else {
+        TopicName::Name(name)
+    }
+}
+
+fn readable_bytes<'a>(fetched: impl Iterator<Item = &'a FetchedPartition>) -> usize {
+    fetched.map(FetchedPartition::record_bytes).sum()
 }
 
 /// An answer that has what was asked for, or an error to tell, or whose time is over.
-fn is_enough(fetched: &[FetchedPartition], limits: &Limits) -> bool {
-    readable_bytes(fetched) >= limits.min_bytes
-        || fetched.iter().any(FetchedPartition::must_be_told)
+fn is_enough<'a, I: Iterator<Item = &'a FetchedPartition>>(
+    fetched: impl Fn() -> I,
+    limits: Limits,
+) -> bool {
+    readable_bytes(fetched()) >= limits.min_bytes
+        || fetched().any(FetchedPartition::must_be_told)
         // The rest is in the next segment, for the next fetch.
-        || fetched.iter().any(|fetched| fetched.cannot_grow)
+        || fetched().any(|fetched| fetched.cannot_grow)
         || limits.deadline <= Instant::now()
 }
 
 fn finish(
     context: &Context,
     opened: &Opened,
-    limits: &Limits,
-    fetched: Vec<FetchedPartition>,
+    mut fetched: Vec<FetchedPartition>,
 ) -> super::Outcome {
     let metrics = &context.node.metrics;
-    let is_replica = matches!(limits.reader, Reader::Replica(..));
     for partition in &fetched {
         if partition.error != ErrorCode::None {
             metrics.request_failed(FetchRequest::API_KEY.value(), partition.error);
@@ -361,10 +376,6 @@ fn finish(
         let Some(topic) = &partition.topic else {
             continue;
         };
-        if is_replica {
-            metrics.replication_bytes_out(topic, partition.record_bytes());
-            continue;
-        }
         metrics.fetch_requested(topic);
         if partition.error != ErrorCode::None {
             metrics.fetch_failed(topic);
@@ -375,17 +386,7 @@ fn finish(
         }
     }
     let (session_id, keep) = opened.close(&fetched);
-    let leaders: BTreeSet<BrokerId> = fetched
-        .iter()
-        .filter_map(|partition| partition.current_leader.map(|(leader, _)| leader))
-        .collect();
-    let endpoints = if leaders.is_empty() || context.version < ENDPOINTS_FROM {
-        Vec::new()
-    } else {
-        let mut endpoints = node::endpoints(&context.node.image());
-        endpoints.retain(|endpoint| leaders.contains(&endpoint.id));
-        endpoints
-    };
+    let endpoints = name_leaders(context, &opened.wanted, &mut fetched);
     let response = Response {
         session_id,
         endpoints,
@@ -410,9 +411,10 @@ impl Parked {
     fn park(
         found: Vec<Option<Arc<Partition>>>,
         fetched: Vec<FetchedPartition>,
-        limits: &Limits,
+        limits: Limits,
     ) -> Option<Self> {
-        let missing_bytes = limits.min_bytes.saturating_sub(readable_bytes(&fetched));
+        let readable_bytes = readable_bytes(fetched.iter());
+        let missing_bytes = limits.min_bytes.saturating_sub(readable_bytes);
         let mut parked = Self {
             waiter: FetchWaiter::new(i64::try_from(missing_bytes).unwrap_or(i64::MAX)),
             partitions: Vec::with_capacity(found.len()),
@@ -422,16 +424,9 @@ impl Parked {
             let Some(partition) = partition else {
                 continue;
             };
-            let seen = match limits.reader {
-                Reader::Consumer { .. } | Reader::Pretender => match limits.isolation {
-                    Isolation::Uncommitted => Seen::HighWatermark(seen.high_watermark),
-                    Isolation::Committed => Seen::LastStable(seen.last_stable_offset),
-                },
-                Reader::Replica(..) => Seen::Log {
-                    start: seen.log_start_offset,
-                    end: seen.log_end_offset,
-                    high_watermark: seen.high_watermark,
-                },
+            let seen = match limits.isolation {
+                Isolation::Uncommitted => Seen::HighWatermark(seen.high_watermark),
+                Isolation::Committed => Seen::LastStable(seen.last_stable_offset),
             };
             let unchanged = partition.park_fetch(&parked.waiter, seen);
             parked.partitions.push(partition);

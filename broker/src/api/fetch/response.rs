@@ -39,8 +39,6 @@ pub(super) struct FetchedPartition {
     pub(super) high_watermark: Offset,
     pub(super) last_stable_offset: Offset,
     pub(super) log_start_offset: Offset,
-    /// Not part of the answer.
-    pub(super) log_end_offset: Offset,
     /// Told to readers of committed records.
     aborted: Option<Vec<AbortedTransaction>>,
     pub(super) current_leader: Option<(BrokerId, LeaderEpoch)>,
@@ -63,7 +61,6 @@ impl FetchedPartition {
             high_watermark: UNKNOWN,
             last_stable_offset: UNKNOWN,
             log_start_offset: UNKNOWN,
-            log_end_offset: UNKNOWN,
             aborted: None,
             current_leader: None,
             preferred_replica: None,
@@ -82,7 +79,6 @@ impl FetchedPartition {
             high_watermark: answer.high_watermark,
             last_stable_offset: answer.last_stable_offset,
             log_start_offset: answer.log_start_offset,
-            log_end_offset: answer.log_end_offset,
             aborted: (isolation == Isolation::Committed).then_some(answer.aborted),
             current_leader: None,
             preferred_replica: None,
@@ -413,7 +409,6 @@ mod tests {
             high_watermark: Offset::new(100),
             last_stable_offset: Offset::new(90),
             log_start_offset: Offset::new(10),
-            log_end_offset: Offset::new(120),
             // Where there are no records there is nothing to leave out.
             aborted: match (&records, isolation) {
                 (Some(_), Isolation::Committed) => (1..=200).map(aborted).collect(),
@@ -424,6 +419,7 @@ mod tests {
             cannot_grow: false,
             must_tell_log_start: false,
             isr_change_due: false,
+            is_settled: false,
         };
         FetchedPartition::read(partition, answer, isolation)
     }

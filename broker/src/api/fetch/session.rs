@@ -4,7 +4,8 @@
 //! The broker owns the sessions, each behind its own lock; a client that breaks the
 //! order of its epochs is told to begin anew. Slots are bounded; a new session takes
 //! the place of the one unused for longest, once that has been idle for
-//! [`EVICT_AFTER`]. Without a slot the client simply sends full requests.
+//! [`EVICT_AFTER`]. Without a slot the client simply sends full requests. Followers have
+//! theirs elsewhere ([`super::followers`]).
 
 use super::{TOPIC_IDS_FROM, response::FetchedPartition};
 use crate::partition::FetchWaiter;
@@ -23,10 +24,10 @@ use yuxi_protocol::{
 /// A session unused for this long may lose its slot to a new one.
 const EVICT_AFTER: Duration = Duration::from_mins(2);
 
-const NO_SESSION: i32 = 0;
-const FINAL_EPOCH: i32 = -1;
-const INITIAL_EPOCH: i32 = 0;
-const FIRST_INCREMENTAL_EPOCH: i32 = 1;
+pub(super) const NO_SESSION: i32 = 0;
+pub(super) const FINAL_EPOCH: i32 = -1;
+pub(super) const INITIAL_EPOCH: i32 = 0;
+pub(super) const FIRST_INCREMENTAL_EPOCH: i32 = 1;
 
 /// One partition that a client wants.
 #[derive(Clone, Debug)]
@@ -120,18 +121,30 @@ struct Remembered {
 
 /// What the client was told last of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Told {
+pub(super) struct Told {
     high_watermark: Offset,
     last_stable_offset: Offset,
     log_start_offset: Offset,
 }
 
 impl Told {
-    const NOTHING: Self = Self {
+    pub(super) const NOTHING: Self = Self {
         high_watermark: Offset::new(-1),
         last_stable_offset: Offset::new(-1),
         log_start_offset: Offset::new(-1),
     };
+
+    /// What an answer tells; an error is told again until it is gone.
+    pub(super) fn by(fetched: &FetchedPartition) -> Self {
+        if fetched.must_be_told() {
+            return Self::NOTHING;
+        }
+        Self {
+            high_watermark: fetched.high_watermark,
+            last_stable_offset: fetched.last_stable_offset,
+            log_start_offset: fetched.log_start_offset,
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -289,11 +302,7 @@ impl Session {
         let mut gave_records = Vec::new();
         let mut at = 0;
         for (wanted, fetched) in wanted.iter().zip(fetched) {
-            let told = Told {
-                high_watermark: fetched.high_watermark,
-                last_stable_offset: fetched.last_stable_offset,
-                log_start_offset: fetched.log_start_offset,
-            };
+            let told = Told::by(fetched);
             // Another request of the same session may have changed the list meanwhile.
             let same = |known: &Remembered| {
                 known.wanted.partition == wanted.partition
@@ -308,12 +317,7 @@ impl Session {
             let known = &mut self.partitions[at];
             let records = fetched.record_bytes() > 0;
             keep.push(records || fetched.must_be_told() || known.told != told);
-            // An error is told again until it is gone.
-            known.told = if fetched.must_be_told() {
-                Told::NOTHING
-            } else {
-                told
-            };
+            known.told = told;
             if records {
                 gave_records.push(at);
             }
@@ -375,7 +379,7 @@ impl Opened {
     }
 }
 
-fn wanted_in(fetch: &FetchRequest) -> impl Iterator<Item = Wanted> {
+pub(super) fn wanted_in(fetch: &FetchRequest) -> impl Iterator<Item = Wanted> {
     fetch.topics.iter().flat_map(|topic| {
         let name: Arc<str> = Arc::from(topic.topic.as_str());
         let id = TopicId::from(topic.topic_id);
