@@ -1,6 +1,6 @@
 //! Groups and running loads while brokers come and go.
 
-use crate::support::{Cluster, produce, soon, wait_for};
+use crate::support::{Cluster, load, produce, soon, wait_for};
 use std::{
     sync::{
         Arc,
@@ -8,7 +8,7 @@ use std::{
     },
     time::Duration,
 };
-use yuxi_client::{Consumer, Producer};
+use yuxi_client::Consumer;
 use yuxi_protocol::ids::BrokerId;
 
 const OFFSETS: &str = "__consumer_offsets";
@@ -85,21 +85,6 @@ async fn a_group_goes_on_where_it_was_after_its_coordinator_is_killed() {
         format!("{offsets:?}").contains("20"),
         "the commit is there: {offsets:?}"
     );
-}
-
-/// Produces numbers one after the other until told to stop; returns how many were
-/// acknowledged.
-fn load(producer: Arc<Producer>, stop: Arc<AtomicBool>) -> tokio::task::JoinHandle<usize> {
-    tokio::spawn(async move {
-        let mut acknowledged = 0;
-        while !stop.load(Ordering::SeqCst) {
-            produce(&producer, "t", acknowledged.to_string())
-                .await
-                .unwrap_or_else(|error| panic!("record {acknowledged}: {error}"));
-            acknowledged += 1;
-        }
-        acknowledged
-    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,9 @@
 //! Clusters of several brokers in this process that share one metadata store.
 
+mod elections;
 mod failover;
+mod in_sync;
 mod replication;
+mod scripted;
 mod support;
 mod transactions;

@@ -1,6 +1,14 @@
 //! A cluster whose brokers can be killed and started again, and what is asked of it.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tempfile::TempDir;
 use yuxi_broker::{Broker, StartError};
 use yuxi_client::{
@@ -253,4 +261,22 @@ pub(crate) async fn produce(
     let mut record = Record::new(Arc::<str>::from(topic), value.into());
     record.partition = Some(0);
     soon("a delivery", producer.send(record)).await
+}
+
+/// Produces numbers one after the other until told to stop; returns how many were
+/// acknowledged.
+pub(crate) fn load(
+    producer: Arc<Producer>,
+    stop: Arc<AtomicBool>,
+) -> tokio::task::JoinHandle<usize> {
+    tokio::spawn(async move {
+        let mut acknowledged = 0;
+        while !stop.load(Ordering::SeqCst) {
+            produce(&producer, "t", acknowledged.to_string())
+                .await
+                .unwrap_or_else(|error| panic!("record {acknowledged}: {error}"));
+            acknowledged += 1;
+        }
+        acknowledged
+    })
 }
