@@ -62,6 +62,9 @@ pub(super) struct Group {
     protocol_type: Option<StrBytes>,
     protocol: Option<StrBytes>,
     leader: Option<StrBytes>,
+    /// A rebalance begins once this group, as it was written, is loaded or takes a consumer
+    /// group's place.
+    pub(super) awaits_rebalance: bool,
     members: BTreeMap<StrBytes, Member>,
     static_members: BTreeMap<StrBytes, StrBytes>,
     /// Member ids that were given out and not yet used (KIP-394).
@@ -85,6 +88,7 @@ impl Group {
             protocol_type: None,
             protocol: None,
             leader: None,
+            awaits_rebalance: false,
             members: BTreeMap::new(),
             static_members: BTreeMap::new(),
             pending_joins: BTreeSet::new(),

@@ -191,6 +191,8 @@ impl GroupShard {
                 // The limit was lowered; a rebalance lets members commit before some
                 // are left out.
                 turn.prepare_rebalance("the group is larger than is now allowed");
+            } else if turn.group.awaits_rebalance {
+                turn.prepare_rebalance("its last member of the consumer protocol has gone");
             }
         }
         assert!(

@@ -185,7 +185,7 @@ fn it_becomes_a_classic_group_again_when_the_last_new_member_goes() {
         let gone = rt.describe_consumers("g");
         assert_eq!(gone.error_code, ErrorCode::GroupIdNotFound.code());
         rt.reload();
-        assert_eq!(rt.state("g"), "Stable", "as the log has it");
+        assert_eq!(rt.state("g"), "PreparingRebalance", "as the log has it");
         let subscription = metadata(&old.reads);
         let protocols = [("cooperative-sticky", &subscription[..])];
         let ticket = rt.join(&Join {
@@ -196,6 +196,46 @@ fn it_becomes_a_classic_group_again_when_the_last_new_member_goes() {
         assert_eq!(rt.error(ticket), ErrorCode::None);
         assert_eq!(rt.joined(ticket).leader, rt.joined(ticket).member_id);
     }
+}
+
+#[test]
+fn a_member_that_has_not_given_up_what_it_should_keeps_it_over_a_downgrade_and_an_upgrade() {
+    let (mut rt, _, mut old) = classic_group(MigrationPolicy::Bidirectional);
+    rt.beat(&Beat::joining("g", "new", &["t"]));
+    // It comes and goes while the old one reads both and knows nothing of it.
+    rt.beat(&Beat::of("g", "new", -1));
+    assert_eq!(rt.state("g"), "PreparingRebalance");
+    let joined = rt.beat(&Beat::joining("g", "another", &["t"]));
+    assert_eq!(given(&joined), Some(vec![]), "both are read by the old one");
+    old.rejoin(&mut rt);
+    old.rejoin(&mut rt);
+    let free = rt.beat(&Beat::of("g", "another", joined.member_epoch));
+    assert_eq!((given(&free), old.reads), (Some(vec![1]), vec![0]));
+}
+
+#[test]
+fn a_classic_member_that_is_gone_when_its_group_is_converted_is_found_out() {
+    let (mut rt, _, _) = classic_group(MigrationPolicy::Bidirectional);
+    let joined = rt.beat(&Beat::joining("g", "new", &["t"]));
+    assert_eq!(given(&joined), Some(vec![]));
+    rt.advance(i64::from(SESSION_MS) + 1);
+    let members = rt.describe_consumers("g").members;
+    assert_eq!(members.len(), 1, "the dead one keeps nothing");
+    let free = rt.beat(&Beat::of("g", "new", joined.member_epoch));
+    assert_eq!(given(&free), Some(vec![0, 1]));
+}
+
+#[test]
+fn a_rebalance_that_a_downgrade_begins_is_begun_again_by_whoever_loads_the_group() {
+    let (mut rt, _, mut old) = classic_group(MigrationPolicy::Bidirectional);
+    let joined = rt.beat(&Beat::joining("g", "new", &["t"]));
+    old.rejoin(&mut rt);
+    old.rejoin(&mut rt);
+    rt.beat(&Beat::of("g", "new", joined.member_epoch));
+    rt.beat(&Beat::of("g", "new", -1));
+    rt.reload();
+    // Else nobody would be told that partition 1 is nobody's.
+    assert_eq!(rt.state("g"), "PreparingRebalance");
 }
 
 #[test]

@@ -12,7 +12,8 @@ use crate::groups::records::{
 };
 
 impl Group {
-    /// The group that a record describes: Stable if it has members, else Empty.
+    /// The group that a record describes: Stable if it has members, else Empty. Members
+    /// without a leader are those of a consumer group that was, and are to rebalance.
     pub(in crate::groups) fn from_record(
         id: &StrBytes,
         value: GroupMetadataValue,
@@ -35,6 +36,7 @@ impl Group {
             generation: value.generation,
             protocol_type: Some(value.protocol_type).filter(|kind| !kind.is_empty()),
             protocol: value.protocol,
+            awaits_rebalance: value.leader.is_none() && !value.members.is_empty(),
             leader: value.leader,
             ..Self::new(0)
         };

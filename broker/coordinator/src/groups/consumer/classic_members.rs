@@ -139,8 +139,7 @@ impl GroupShard {
             && change.group.members.len() <= self.config.max_size
         {
             change.set_current(&member_id, Some(current));
-            let turned = migration::turn_classic(change, cluster, now_ms);
-            turned.hand_over(false, effects);
+            migration::turn_classic(change, false, cluster, now_ms).hand_over(effects);
             return Ok(response);
         }
         let done = Done::of(change);

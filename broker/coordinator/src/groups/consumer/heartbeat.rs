@@ -207,7 +207,7 @@ impl GroupShard {
         });
         let done = Done::of(change);
         if converts {
-            self.convert_waiting(&group_id, effects);
+            self.convert_members(&group_id, now_ms, effects);
         }
         self.arm(
             &group_id,

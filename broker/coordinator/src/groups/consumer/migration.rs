@@ -22,7 +22,7 @@ use yuxi_protocol::{
 
 use super::{
     ClassicMember, ConsumerGroup, Current, GroupEpoch, MemberState, Partitions, Subscription,
-    change::Change,
+    change::Change, fencing::ConsumerTimer,
 };
 use crate::groups::{
     ClusterView, GroupShard,
@@ -94,20 +94,27 @@ impl GroupShard {
     }
 
     /// Whoever waits in a classic group that is about to be a consumer group joins again,
-    /// and finds that.
-    pub(super) fn convert_waiting(&mut self, id: &StrBytes, effects: &mut Effects) {
+    /// and finds that. Who is not heard from within its session is gone.
+    pub(super) fn convert_members(&mut self, id: &StrBytes, now_ms: i64, effects: &mut Effects) {
         let Some(classic) = self.groups.get_mut(id) else {
             return;
         };
-        for member_id in classic.member_ids() {
+        let members = classic.members().iter();
+        let sessions: Vec<(StrBytes, i32)> = members
+            .map(|(member_id, member)| (member_id.clone(), member.session_timeout_ms))
+            .collect();
+        for (member_id, _) in &sessions {
             let error = ErrorCode::RebalanceInProgress;
-            if let Some(parked) = classic.take_join(&member_id) {
+            if let Some(parked) = classic.take_join(member_id) {
                 let refused = join_refused(parked.api_version, member_id.clone(), error);
                 effects.reply(parked.ticket, GroupResponse::Join(refused));
             }
-            if let Some(parked) = classic.take_sync(&member_id) {
+            if let Some(parked) = classic.take_sync(member_id) {
                 effects.reply(parked.ticket, GroupResponse::Sync(sync_refused(error)));
             }
+        }
+        for (member_id, session_ms) in sessions {
+            self.arm(id, &member_id, ConsumerTimer::Session, session_ms, now_ms);
         }
     }
 
@@ -145,8 +152,7 @@ impl GroupShard {
         if let Some(member_id) = goes {
             change.remove_member(member_id);
         }
-        let turned = turn_classic(change, cluster, now_ms);
-        turned.hand_over(goes.is_some(), effects);
+        turn_classic(change, goes.is_some(), cluster, now_ms).hand_over(effects);
     }
 }
 
@@ -159,7 +165,7 @@ pub(super) struct TurnedClassic {
 
 impl TurnedClassic {
     /// Has it written; the group is a classic one once that is done.
-    pub(super) fn hand_over(self, rebalance: bool, effects: &mut Effects) {
+    pub(super) fn hand_over(self, effects: &mut Effects) {
         tracing::info!(
             group = self.id.as_str(),
             "the consumer group becomes a classic one"
@@ -167,19 +173,28 @@ impl TurnedClassic {
         effects.records.extend(self.records);
         effects.completions.push(Completion::BecameClassic {
             group: self.id,
+            rebalance: self.group.awaits_rebalance,
             classic: Box::new(self.group),
-            rebalance,
         });
     }
 }
 
-/// Deletes the consumer group and makes the classic one that takes its place.
+/// Deletes the consumer group and makes the classic one that takes its place. It rebalances
+/// if it must, because a member goes, or because not everybody has what it should.
 pub(super) fn turn_classic(
     mut change: Change<'_>,
+    must_rebalance: bool,
     cluster: &dyn ClusterView,
     now_ms: i64,
 ) -> TurnedClassic {
-    let value = classic_value(&change.group, cluster, now_ms);
+    let epoch = change.group.epoch.epoch;
+    let mut members = change.group.members.values();
+    let rebalances = must_rebalance || !members.all(|member| member.is_reconciled_to(epoch));
+    let mut value = classic_value(&change.group, cluster, now_ms);
+    if rebalances {
+        // Whoever loads this is told so by there being no leader.
+        value.leader = None;
+    }
     change.delete();
     let mut records = change.records;
     records.push(records::group_metadata(&change.id, &value));
@@ -292,7 +307,9 @@ fn take_over(
     Ok(())
 }
 
-/// The record of the classic group that takes the consumer group's place.
+/// The record of the classic group that takes the consumer group's place. Its members are
+/// assigned what they may be reading, and not what they were to have: should the group
+/// become a consumer group again at once, that is what nobody else may be given.
 fn classic_value(
     group: &ConsumerGroup,
     cluster: &dyn ClusterView,
@@ -307,6 +324,10 @@ fn classic_value(
             .find(|(name, _)| Some(name) == protocol.as_ref())
             .map(|(_, metadata)| metadata.clone())
             .unwrap_or_default();
+        let Current {
+            assigned, revoking, ..
+        } = &member.current;
+        let held = assigned.iter().chain(revoking.iter()).collect();
         Some(MemberMetadata {
             member_id: member_id.clone(),
             group_instance_id: member.subscription.instance_id.clone(),
@@ -314,7 +335,7 @@ fn classic_value(
             client_host: member.subscription.client_host.clone(),
             rebalance_timeout_ms: member.subscription.rebalance_timeout_ms,
             session_timeout_ms: classic.session_timeout_ms,
-            assignment: assignment_bytes(&group.target(member_id), &metadata, cluster),
+            assignment: assignment_bytes(&held, &metadata, cluster),
             subscription: metadata,
         })
     });
