@@ -1,14 +1,12 @@
 //! AlterPartitionReassignments (key 45): gives partitions other replicas while they serve
 //! (KIP-455), or stops doing so.
 
-use super::Context;
+use super::{Context, errors_told::of_decision};
 use yuxi_controller::{
     ControllerError,
     decide::reassignment::{Reassignment, Reassignments},
 };
 use yuxi_protocol::{
-    codec::StrBytes,
-    error_code::ErrorCode,
     ids::{BrokerId, PartitionId},
     message,
     messages::{
@@ -74,13 +72,10 @@ fn partition(
     partition_index: i32,
     answer: Result<(), ControllerError>,
 ) -> ReassignablePartitionResponse {
+    let (error_code, error_message) = of_decision(answer.as_ref().err());
     message!(ReassignablePartitionResponse {
         partition_index,
-        error_code: answer
-            .as_ref()
-            .err()
-            .map_or(ErrorCode::None, ControllerError::error_code)
-            .code(),
-        error_message: answer.err().map(|error| StrBytes::from(error.to_string())),
+        error_code,
+        error_message,
     })
 }

@@ -1,10 +1,8 @@
 //! CreatePartitions (key 37): gives topics more partitions.
 
-use super::Context;
-use yuxi_controller::{ControllerError, decide::topics::NewPartitions};
+use super::{Context, errors_told::of_decision};
+use yuxi_controller::decide::topics::NewPartitions;
 use yuxi_protocol::{
-    codec::StrBytes,
-    error_code::ErrorCode,
     ids::BrokerId,
     message,
     messages::{
@@ -45,15 +43,14 @@ pub(super) async fn handle(
             .topics
             .into_iter()
             .zip(grown)
-            .map(|(topic, grown)| message!(CreatePartitionsTopicResult {
-                name: topic.name,
-                error_code: grown
-                    .as_ref()
-                    .err()
-                    .map_or(ErrorCode::None, ControllerError::error_code)
-                    .code(),
-                error_message: grown.err().map(|error| StrBytes::from(error.to_string())),
-            }))
+            .map(|(topic, grown)| {
+                let (error_code, error_message) = of_decision(grown.as_ref().err());
+                message!(CreatePartitionsTopicResult {
+                    name: topic.name,
+                    error_code,
+                    error_message,
+                })
+            })
             .collect(),
     })
 }

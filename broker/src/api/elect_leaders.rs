@@ -1,14 +1,12 @@
 //! ElectLeaders (key 43): an operator has leaders elected, the preferred ones or any
 //! (KIP-460).
 
-use super::Context;
+use super::{Context, errors_told::of_decision};
 use yuxi_controller::{
     ControllerError,
     decide::elections::{ElectionKind, Elections},
 };
 use yuxi_protocol::{
-    codec::StrBytes,
-    error_code::ErrorCode,
     ids::PartitionId,
     message,
     messages::{
@@ -87,11 +85,10 @@ fn failed(
 }
 
 fn result(partition_id: i32, error: Option<&ControllerError>) -> PartitionResult {
+    let (error_code, error_message) = of_decision(error);
     message!(PartitionResult {
         partition_id,
-        error_code: error
-            .map_or(ErrorCode::None, ControllerError::error_code)
-            .code(),
-        error_message: error.map(|error| StrBytes::from(error.to_string())),
+        error_code,
+        error_message,
     })
 }

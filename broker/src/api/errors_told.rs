@@ -1,22 +1,37 @@
 //! Where each answer says that something failed, so that every error that a client is
 //! told is also counted. One row for each answer.
 
-use yuxi_protocol::messages::{
-    AddOffsetsToTxnResponse, AddPartitionsToTxnResponse, AllocateProducerIdsResponse,
-    AlterConfigsResponse, AlterPartitionReassignmentsResponse, AlterPartitionResponse,
-    ApiVersionsResponse, ConsumerGroupDescribeResponse, ConsumerGroupHeartbeatResponse,
-    CreatePartitionsResponse, CreateTopicsResponse, DeleteGroupsResponse, DeleteRecordsResponse,
-    DeleteTopicsResponse, DescribeClusterResponse, DescribeConfigsResponse, DescribeGroupsResponse,
-    DescribeLogDirsResponse, DescribeProducersResponse, DescribeTopicPartitionsResponse,
-    DescribeTransactionsResponse, ElectLeadersResponse, EndTxnResponse, EnvelopeResponse,
-    FetchResponse, FindCoordinatorResponse, HeartbeatResponse, IncrementalAlterConfigsResponse,
-    InitProducerIdResponse, JoinGroupResponse, LeaveGroupResponse, ListConfigResourcesResponse,
-    ListGroupsResponse, ListOffsetsResponse, ListPartitionReassignmentsResponse,
-    ListTransactionsResponse, MetadataResponse, OffsetCommitResponse, OffsetDeleteResponse,
-    OffsetFetchResponse, OffsetForLeaderEpochResponse, ProduceResponse, SyncGroupResponse,
-    TxnOffsetCommitResponse, UnregisterBrokerResponse, UpdateFeaturesResponse,
-    WriteTxnMarkersResponse,
+use yuxi_controller::ControllerError;
+use yuxi_protocol::{
+    codec::StrBytes,
+    error_code::ErrorCode,
+    messages::{
+        AddOffsetsToTxnResponse, AddPartitionsToTxnResponse, AllocateProducerIdsResponse,
+        AlterConfigsResponse, AlterPartitionReassignmentsResponse, AlterPartitionResponse,
+        ApiVersionsResponse, ConsumerGroupDescribeResponse, ConsumerGroupHeartbeatResponse,
+        CreatePartitionsResponse, CreateTopicsResponse, DeleteGroupsResponse,
+        DeleteRecordsResponse, DeleteTopicsResponse, DescribeClusterResponse,
+        DescribeConfigsResponse, DescribeGroupsResponse, DescribeLogDirsResponse,
+        DescribeProducersResponse, DescribeTopicPartitionsResponse, DescribeTransactionsResponse,
+        ElectLeadersResponse, EndTxnResponse, EnvelopeResponse, FetchResponse,
+        FindCoordinatorResponse, HeartbeatResponse, IncrementalAlterConfigsResponse,
+        InitProducerIdResponse, JoinGroupResponse, LeaveGroupResponse, ListConfigResourcesResponse,
+        ListGroupsResponse, ListOffsetsResponse, ListPartitionReassignmentsResponse,
+        ListTransactionsResponse, MetadataResponse, OffsetCommitResponse, OffsetDeleteResponse,
+        OffsetFetchResponse, OffsetForLeaderEpochResponse, ProduceResponse, SyncGroupResponse,
+        TxnOffsetCommitResponse, UnregisterBrokerResponse, UpdateFeaturesResponse,
+        WriteTxnMarkersResponse,
+    },
 };
+
+/// What a client is told of what the controller decided: the code, and the reason if it
+/// refused.
+pub(super) fn of_decision(refused: Option<&ControllerError>) -> (i16, Option<StrBytes>) {
+    match refused {
+        None => (ErrorCode::None.code(), None),
+        Some(error) => (error.error_code().code(), Some(error.to_string().into())),
+    }
+}
 
 /// An answer that names the errors it tells.
 pub(super) trait ErrorsTold {

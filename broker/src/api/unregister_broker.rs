@@ -2,11 +2,8 @@
 //! takes this for a live broker too, which then registers again; here it is refused
 //! with INVALID_REQUEST, because the broker's data would no longer be relied on.
 
-use super::Context;
-use yuxi_controller::ControllerError;
+use super::{Context, errors_told::of_decision};
 use yuxi_protocol::{
-    codec::StrBytes,
-    error_code::ErrorCode,
     ids::BrokerId,
     message,
     messages::{UnregisterBrokerRequest, UnregisterBrokerResponse},
@@ -20,12 +17,9 @@ pub(super) async fn handle(
     let broker = BrokerId::new(request.broker_id);
     let answer = node.controller.unregister_broker(broker).await;
     node.caught_up().await;
+    let (error_code, error_message) = of_decision(answer.as_ref().err());
     message!(UnregisterBrokerResponse {
-        error_code: answer
-            .as_ref()
-            .err()
-            .map_or(ErrorCode::None, ControllerError::error_code)
-            .code(),
-        error_message: answer.err().map(|error| StrBytes::from(error.to_string())),
+        error_code,
+        error_message,
     })
 }
