@@ -87,3 +87,37 @@ pub(crate) fn holder(image: &ClusterImage, node_id: BrokerId) -> Option<Holder<'
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        decide::testing::registration,
+        store::{Commit, EmbeddedStore, MetadataStore as _},
+    };
+
+    #[tokio::test]
+    async fn whichever_kind_takes_a_number_first_keeps_the_other_from_it() {
+        let daemon = || {
+            Registrant::Daemon(DaemonValue {
+                incarnation: "a life".to_owned(),
+                endpoint: None,
+            })
+        };
+        let broker = || Registrant::Broker(registration());
+        for (first, second) in [
+            (daemon(), broker()),
+            (broker(), daemon()),
+            (daemon(), daemon()),
+            (broker(), broker()),
+        ] {
+            let store = EmbeddedStore::in_memory();
+            let session = store.open_session(Duration::from_mins(1)).await.unwrap();
+            let take = |it: &Registrant| store.commit(it.transaction(BrokerId::new(1), session));
+            assert!(matches!(take(&first).await, Ok(Commit::Applied(_))));
+            assert_eq!(take(&second).await, Ok(Commit::Refused));
+        }
+    }
+}

@@ -1,6 +1,9 @@
 //! The loop over a store that fails in chosen ways.
 
-use std::sync::Mutex;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 use super::*;
 use crate::{
@@ -37,6 +40,8 @@ struct FaultyStore {
     watch_delay: Duration,
     /// How many commits a guard has stopped.
     refused: Arc<Mutex<u32>>,
+    /// Sessions live on, and whoever keeps one is not told so.
+    keeps_in_silence: Arc<AtomicBool>,
 }
 
 impl FaultyStore {
@@ -47,6 +52,7 @@ impl FaultyStore {
             compacted: watch::Sender::new(0),
             watch_delay: Duration::ZERO,
             refused: Arc::default(),
+            keeps_in_silence: Arc::default(),
         }
     }
 
@@ -127,7 +133,11 @@ impl MetadataStore for FaultyStore {
     }
 
     async fn keep_session(&self, session: SessionId) -> Result<(), StoreError> {
-        self.store.keep_session(session).await
+        self.store.keep_session(session).await?;
+        if self.keeps_in_silence.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("a fault".to_owned()));
+        }
+        Ok(())
     }
 
     async fn close_session(&self, session: SessionId) -> Result<(), StoreError> {
@@ -150,10 +160,14 @@ async fn create_under(
 }
 
 async fn broker(store: &FaultyStore) -> Controller {
+    broker_for(store, Duration::from_secs(10)).await
+}
+
+async fn broker_for(store: &FaultyStore, session_ttl: Duration) -> Controller {
     let options = ControllerOptions {
         node_id: 1.into(),
         settings: Arc::new(settings()),
-        session_ttl: Duration::from_secs(10),
+        session_ttl,
         endpoint: None,
         campaign: Campaign::OnceRegistered,
         is_alone: false,
@@ -320,4 +334,23 @@ async fn a_store_that_has_lost_the_cluster_is_not_followed() {
     let refused = tokio::time::timeout(Duration::from_secs(10), refusing).await;
     refused.expect("refused in time");
     assert_eq!(controller.image().topic_count(), 1);
+}
+
+#[tokio::test]
+async fn a_controller_whose_session_may_have_ended_by_its_own_clock_decides_nothing() {
+    let ttl = Duration::from_secs(2);
+    let store = FaultyStore::new(&[]);
+    let controller = broker_for(&store, ttl).await;
+    store.keeps_in_silence.store(true, Ordering::SeqCst);
+    // It is the clock that matters: in the store the session and the seal are still there.
+    tokio::time::sleep(ttl + ttl / 2).await;
+    let late = timeout(ttl / 4, create(&controller)).await;
+    assert!(!matches!(late, Ok(Ok(()))), "{late:?}");
+    assert_eq!(store.read("topics/").await.unwrap().entries, []);
+    assert_eq!(store.read("controller").await.unwrap().entries.len(), 1);
+    store.keeps_in_silence.store(false, Ordering::SeqCst);
+    let mut images = controller.subscribe();
+    let _ = timeout(ttl * 4, create(&controller)).await;
+    let decides = images.wait_for(|image| image.topic_count() == 1);
+    timeout(ttl * 4, decides).await.unwrap().unwrap();
 }

@@ -253,3 +253,18 @@ async fn a_commit_that_is_sent_again_after_doubt_is_stopped_by_its_guard() {
     let entry = store.read("k").await.unwrap().entries.remove(0);
     assert_eq!(entry.create_revision, entry.mod_revision, "it was put once");
 }
+
+#[tokio::test]
+async fn a_commit_goes_to_no_other_member_while_the_first_may_have_taken_it() {
+    let members = Etcd::cluster(3);
+    let store = connect_impatiently(&members.iter().collect::<Vec<_>>()).await;
+    apply(&store, put("k", "0")).await;
+    members[0].pause();
+    let doubtful = timeout(DEADLINE, store.commit(put("k", "1"))).await;
+    let doubtful = doubtful.expect("in time");
+    assert!(
+        matches!(doubtful, Err(StoreError::Unknown(_))),
+        "{doubtful:?}"
+    );
+    members[0].resume();
+}
