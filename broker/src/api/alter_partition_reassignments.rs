@@ -56,7 +56,7 @@ pub(super) async fn handle(
                 name: topic.name,
                 partitions: partitions
                     .zip(answers.by_ref())
-                    .map(|(index, answer)| partition(index, answer))
+                    .map(|(index, answer)| partition(index, answer.err().as_ref()))
                     .collect(),
             })
         })
@@ -70,9 +70,9 @@ pub(super) async fn handle(
 
 fn partition(
     partition_index: i32,
-    answer: Result<(), ControllerError>,
+    refused: Option<&ControllerError>,
 ) -> ReassignablePartitionResponse {
-    let (error_code, error_message) = of_decision(answer.as_ref().err());
+    let (error_code, error_message) = of_decision(refused);
     message!(ReassignablePartitionResponse {
         partition_index,
         error_code,
