@@ -3,7 +3,7 @@
 //! the client, which does for those of the classic one.
 //!
 //! A regex is matched in linear time, and the more topic names there are, the smaller the
-//! automaton may be that it becomes: its work is bounded by [`MAX_MATCHING_WORK`] whatever
+//! automaton may be that it becomes: its work is bounded by `MAX_MATCHING_WORK` whatever
 //! is asked for.
 
 use regex::bytes::{Regex, RegexBuilder};
