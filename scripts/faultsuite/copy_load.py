@@ -20,6 +20,7 @@ import time
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from copy_ledger import Copy, Partition, checksum, judge
+from librdkafka_calls import ask, ends_of
 
 WORKERS = 2
 # The most records of a transaction, and how long it waits for them.
@@ -195,11 +196,11 @@ def report(given):
     """(what was counted, what is wrong)"""
     # Whatever a program left open is aborted, so that the output ends where it is stable.
     for number in range(WORKERS):
-        ask(lambda number=number: producer(given, number).init_transactions(CALL_S))
+        ask(lambda number=number: producer(given, number).init_transactions(CALL_S), STALLED_S)
     partitions = [Partition() for _ in range(given.partitions)]
     group = Consumer({**settings(given), "group.id": given.group, "isolation.level": "read_committed", "enable.auto.commit": False})
     asked = [TopicPartition(given.source, number) for number in range(given.partitions)]
-    for told in ask(lambda: group.committed(asked, timeout=CALL_S)):
+    for told in ask(lambda: group.committed(asked, timeout=CALL_S), STALLED_S):
         partitions[told.partition].committed = max(told.offset, 0)
     group.close()
     source = read(given, given.source, [partition.committed for partition in partitions])
@@ -230,9 +231,7 @@ def read(given, topic, ends):
         **settings(given), "group.id": "reads-at-the-end", "enable.auto.commit": False,
         "isolation.level": "read_committed", "enable.partition.eof": True,
     })  # fmt: skip
-    ends = ends or [
-        ask(lambda p=p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=5)[1]) for p in range(given.partitions)
-    ]
+    ends = ends or list(ends_of(consumer, topic, range(given.partitions), STALLED_S).values())
     found = [[] for _ in ends]
     consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in range(given.partitions)])
     missing, last = {p for p, end in enumerate(ends) if end > 0}, time.monotonic()
@@ -252,17 +251,6 @@ def read(given, topic, ends):
                 missing.discard(number)
     consumer.close()
     return found
-
-
-def ask(question):
-    """Asks until there is an answer."""
-    deadline = time.monotonic() + STALLED_S
-    while True:
-        try:
-            return question()
-        except KafkaException:
-            if time.monotonic() > deadline:
-                raise
 
 
 def main():

@@ -14,6 +14,7 @@ import threading
 import time
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
+from librdkafka_calls import ends_of
 
 TICK_S = 0.01
 STALLED_S = 60.0
@@ -123,7 +124,7 @@ def read_along(config, ledger, topic, group, ending):
 def read_all(config, ledger, topic):
     consumer = Consumer({**config, "group.id": "reads-at-the-end", "enable.auto.commit": False})
     partitions = range(len(ledger.sent))
-    ends = {p: ask(lambda p=p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=5)[1]) for p in partitions}
+    ends = ends_of(consumer, topic, partitions, STALLED_S)
     consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in partitions])
     missing, last = {p for p, end in ends.items() if end > 0}, time.monotonic()
     while missing:
@@ -136,17 +137,6 @@ def read_all(config, ledger, topic):
                 if message.offset() >= ends[message.partition()] - 1:
                     missing.discard(message.partition())
     consumer.close()
-
-
-def ask(question):
-    """Asks until there is an answer."""
-    deadline = time.monotonic() + STALLED_S
-    while True:
-        try:
-            return question()
-        except KafkaException:
-            if time.monotonic() > deadline:
-                raise
 
 
 def now_us():
