@@ -11,6 +11,7 @@
 //!   next batch gets the number behind its last record (KIP-98);
 //! - a batch that comes back is sent again under its old number, and only when
 //!   nothing older of its partition is in flight, so nothing overtakes;
+//! - what is numbered and open is among its partition's last five numbers;
 //! - numbers are given anew only under a new epoch, and only when nothing of the
 //!   partition is in flight (KIP-360).
 
@@ -20,16 +21,14 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 use yuxi_protocol::error_code::ErrorCode;
-use yuxi_protocol::ids::{BrokerId, LeaderEpoch};
 use yuxi_protocol::partitioner::partition_for_key;
-use yuxi_protocol::record::batch::advance_sequence;
 use yuxi_protocol::record::{Compression, RecordBatchBuilder};
 
 use super::RecordRef;
-use super::batch::{Batch, Identity, Stamp};
+use super::batch::{Batch, Identity};
 use super::delivery::{Delivery, Written};
+use super::partition::PartitionQueue;
 use crate::backoff::Backoff;
-use crate::config::MAX_IDEMPOTENT_IN_FLIGHT;
 use crate::error::Error;
 use crate::metadata::Partition;
 
@@ -79,30 +78,6 @@ struct TopicQueues {
     sticky: usize,
     /// Smaller than the setting once the broker found a batch too large.
     batch_bytes: usize,
-}
-
-#[derive(Debug, Default)]
-struct PartitionQueue {
-    queue: VecDeque<Batch>,
-    /// Ids of the batches in flight, oldest first.
-    in_flight: VecDeque<u64>,
-    sequencing: Sequencing,
-    not_before: Option<Instant>,
-    active: bool,
-    /// The leader that was last learnt, with its epoch.
-    leader: Option<(BrokerId, LeaderEpoch)>,
-}
-
-/// How far a partition's sequence numbers have come.
-#[derive(Debug, Default)]
-struct Sequencing {
-    identity: Option<Identity>,
-    next: i32,
-    last_acknowledged: Option<i32>,
-    /// A numbered batch was given up: whether the broker has it is unknown.
-    unresolved: bool,
-    /// The broker's numbers and ours do not meet: begin a new epoch.
-    broken: bool,
 }
 
 /// What `append` did.
@@ -279,7 +254,7 @@ impl Accumulator {
             };
             self.expire(topic, index, now);
             if let Some(destination) = self.route_head(topic, index, now, &mut route, &mut drained)
-                && let Some(batch) = self.take_head(topic, index)
+                && let Some(batch) = self.partition(topic, index).take_head()
             {
                 take(destination, batch);
             }
@@ -335,25 +310,22 @@ impl Accumulator {
     /// in `take_head`; this decides by which epoch, and whether it must wait.
     fn number_head(&mut self, topic: usize, index: usize, drained: &mut Drained) -> bool {
         let partition = &mut self.topics[topic].partitions[index];
-        let idle = partition.in_flight.is_empty();
+        let quiet = partition.window.is_quiet();
         let Some(head) = partition.queue.front() else {
             return false;
         };
         // A transactional producer gets its epochs from the coordinator.
         let own_epochs = !self.settings.transactional;
         if own_epochs && partition.sequencing.broken {
-            if !idle {
+            if !quiet {
                 return false;
             }
             partition.number_anew();
             self.bump_epoch();
-        } else if head.stamp.is_some() {
-            return partition
-                .in_flight
-                .front()
-                .is_none_or(|oldest| *oldest > head.id);
-        } else if own_epochs && partition.sequencing.unresolved {
-            if !idle {
+        } else if let Some(stamp) = head.stamp {
+            return partition.window.is_next(stamp.base_sequence);
+        } else if own_epochs && partition.sequencing.is_unresolved() {
+            if !quiet {
                 return false;
             }
             partition.number_anew();
@@ -365,45 +337,17 @@ impl Accumulator {
         };
         let partition = &mut self.topics[topic].partitions[index];
         if partition.sequencing.identity != Some(identity) {
-            if !partition.in_flight.is_empty() {
+            if !quiet {
                 return false;
             }
-            partition.sequencing = Sequencing {
-                identity: Some(identity),
-                ..Sequencing::default()
-            };
+            partition.number_for(identity);
         }
-        partition.in_flight.len() < MAX_IDEMPOTENT_IN_FLIGHT
-    }
-
-    fn take_head(&mut self, topic: usize, index: usize) -> Option<Batch> {
-        let partition = &mut self.topics[topic].partitions[index];
-        let mut batch = partition.queue.pop_front()?;
-        batch.closed = true;
-        batch.attempts += 1;
-        if let (None, Some(identity)) = (batch.stamp, partition.sequencing.identity) {
-            let base_sequence = partition.sequencing.next;
-            batch.stamp = Some(Stamp {
-                identity,
-                base_sequence,
-            });
-            partition.sequencing.next = advance_sequence(base_sequence, batch.records as i32);
-        }
-        let at = partition.in_flight.partition_point(|id| *id < batch.id);
-        partition.in_flight.insert(at, batch.id);
-        Some(batch)
+        !partition.window.is_full()
     }
 
     /// The broker has the batch.
     pub(crate) fn complete(&mut self, batch: Batch, written: Written) {
-        let partition = self.landed(&batch);
-        if let (Some(stamp), Some(last)) = (batch.stamp, batch.last_sequence())
-            && partition.sequencing.identity == Some(stamp.identity)
-        {
-            partition.sequencing.last_acknowledged = Some(last);
-            // A later number was taken, so the broker has those that were given up.
-            partition.sequencing.unresolved = false;
-        }
+        self.partition_of(&batch).written(&batch);
         self.finish(&batch, Ok(written));
     }
 
@@ -418,7 +362,6 @@ impl Accumulator {
             self.give_up(batch, error);
             return;
         }
-        self.landed(&batch);
         let pause = Backoff::pause(
             first,
             self.settings.retry_backoff_max,
@@ -456,11 +399,10 @@ impl Accumulator {
             | ErrorCode::InvalidProducerEpoch
                 if batch.stamp.is_some() =>
             {
-                self.landed(&batch);
-                let partition =
-                    &mut self.topics[batch.topic_index].partitions[batch.partition as usize];
-                partition.sequencing.judge(&batch, code);
-                if self.settings.transactional && partition.sequencing.broken {
+                let sequencing = &mut self.partition_of(&batch).sequencing;
+                sequencing.judge(&batch, code);
+                let broken = sequencing.broken;
+                if self.settings.transactional && broken {
                     self.give_up(batch, error);
                 } else {
                     self.retry(batch, error, now);
@@ -480,16 +422,13 @@ impl Accumulator {
 
     /// The batch has failed for good.
     pub(crate) fn give_up(&mut self, batch: Batch, error: Error) {
-        let partition = self.landed(&batch);
-        // Its numbers are missing now, or it was written and the answer lost.
-        partition.sequencing.unresolved |= batch.stamp.is_some();
+        self.partition_of(&batch).give_up(&batch);
         self.finish(&batch, Err(error));
     }
 
     /// A batch that the broker finds too large becomes two. The numbers count
     /// records, so the halves share the whole's without a gap.
     fn split(&mut self, mut batch: Batch, error: Error) {
-        self.landed(&batch);
         let settings = &self.settings;
         let halves = batch.split(|| settings.builder());
         let (topic, index) = (batch.topic_index, batch.partition as usize);
@@ -500,6 +439,11 @@ impl Accumulator {
                 queues.batch_bytes = queues.batch_bytes.min(smaller);
                 *self.outstanding.entry(batch.id).or_default() += 1;
                 let partition = &mut queues.partitions[index];
+                if let (Some(whole), Some(second)) = (batch.stamp, second.stamp) {
+                    partition
+                        .window
+                        .split(whole.base_sequence, second.base_sequence);
+                }
                 partition.requeue(second);
                 partition.requeue(first);
                 self.activate(topic, index);
@@ -544,10 +488,12 @@ impl Accumulator {
         }
     }
 
-    fn landed(&mut self, batch: &Batch) -> &mut PartitionQueue {
-        let partition = &mut self.topics[batch.topic_index].partitions[batch.partition as usize];
-        partition.in_flight.retain(|id| *id != batch.id);
-        partition
+    fn partition(&mut self, topic: usize, index: usize) -> &mut PartitionQueue {
+        &mut self.topics[topic].partitions[index]
+    }
+
+    fn partition_of(&mut self, batch: &Batch) -> &mut PartitionQueue {
+        self.partition(batch.topic_index, batch.partition as usize)
     }
 
     fn finish(&mut self, batch: &Batch, outcome: Result<Written, Error>) {
@@ -625,7 +571,7 @@ impl Accumulator {
         let mut partitions = self.topics.iter().flat_map(|topic| &topic.partitions);
         partitions.any(|partition| {
             let sequencing = &partition.sequencing;
-            sequencing.identity == self.identity && (sequencing.unresolved || sequencing.broken)
+            sequencing.identity == self.identity && sequencing.has_gap()
         })
     }
 
@@ -700,54 +646,5 @@ impl TopicQueues {
     }
 }
 
-impl PartitionQueue {
-    fn has_open_batch(&mut self) -> bool {
-        self.queue
-            .back_mut()
-            .is_some_and(|last| last.builder().is_some())
-    }
-
-    /// Closes the open batch if a record of `size` no longer fits.
-    fn close_if_full(&mut self, size: usize, batch_bytes: usize) -> bool {
-        let Some(last) = self.queue.back_mut() else {
-            return false;
-        };
-        let full = last
-            .builder()
-            .is_some_and(|open| open.uncompressed_size() + size > batch_bytes);
-        last.closed |= full;
-        full
-    }
-
-    /// Puts a batch back to its place in the order of ids.
-    fn requeue(&mut self, batch: Batch) {
-        let at = self.queue.partition_point(|queued| queued.id < batch.id);
-        self.queue.insert(at, batch);
-    }
-
-    /// Takes the numbers off everything that waits; the next epoch begins at 0.
-    fn number_anew(&mut self) {
-        for batch in &mut self.queue {
-            batch.stamp = None;
-        }
-        self.sequencing = Sequencing::default();
-    }
-}
-
-impl Sequencing {
-    /// Whether the broker's complaint about a number means that an earlier batch is
-    /// still missing, which its own retry mends, or that the numbers have come apart.
-    fn judge(&mut self, batch: &Batch, code: ErrorCode) {
-        let Some(stamp) = batch
-            .stamp
-            .filter(|stamp| self.identity == Some(stamp.identity))
-        else {
-            return;
-        };
-        let expected = self
-            .last_acknowledged
-            .map_or(0, |last| advance_sequence(last, 1));
-        let next_in_line = stamp.base_sequence == expected;
-        self.broken |= self.unresolved || next_in_line || code == ErrorCode::InvalidProducerEpoch;
-    }
-}
+#[cfg(test)]
+mod tests;

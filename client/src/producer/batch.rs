@@ -44,6 +44,8 @@ pub(crate) struct Batch {
     /// No more records are added.
     pub(crate) closed: bool,
     pub(crate) stamp: Option<Stamp>,
+    /// Whether everything before it had been acknowledged when it was sent last.
+    pub(crate) was_next: bool,
     pub(crate) attempts: u32,
     pub(crate) last_error: Option<Error>,
     completion: Arc<Completion>,
@@ -77,6 +79,7 @@ impl Batch {
             created: now,
             closed: false,
             stamp: None,
+            was_next: false,
             attempts: 0,
             last_error: None,
             completion,
@@ -189,6 +192,7 @@ impl Batch {
                 ),
                 ..stamp
             }),
+            was_next: false,
             attempts: self.attempts,
             last_error: self.last_error.clone(),
             completion: self.completion.clone(),

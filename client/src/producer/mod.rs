@@ -8,8 +8,10 @@
 mod accumulator;
 mod batch;
 mod delivery;
+mod partition;
 mod sender;
 mod transaction;
+mod window;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
