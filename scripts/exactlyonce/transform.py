@@ -4,15 +4,18 @@ to the same partition of the output, in one transaction with the offsets that we
 Usage: transform.py BOOTSTRAP APPLICATION-ID INPUT OUTPUT
 """
 
-import os
+import pathlib
 import signal
 import sys
 
 from confluent_kafka import Consumer, KafkaException, Producer
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "faultsuite"))
+from librdkafka_calls import insist, or_exit  # noqa: E402
+
 BATCH = 200
-TRIES = 3
-PATIENCE_S = 10
+CALL_S = 10
+TRANSACTION_S = 30
 
 
 def begin_anew(consumer):
@@ -21,22 +24,6 @@ def begin_anew(consumer):
     for partition in consumer.committed(assignment, timeout=30):
         partition.offset = max(partition.offset, 0)
         consumer.seek(partition)
-
-
-def insist(call, *arguments):
-    """Repeats what librdkafka says may be repeated, such as a commit whose answer was lost. Not for ever: of a
-    request whose broker has left the metadata, librdkafka 2.16 may keep saying that it is under way and
-    never send it again. Then the program ends, and is started again."""
-    for _ in range(TRIES):
-        try:
-            return call(*arguments)
-        except KafkaException as error:
-            if not error.args[0].retriable():
-                raise
-            print(f"{error.args[0].str()}: again", flush=True)
-    print(f"{call.__name__} did not come to an end in {TRIES} tries", flush=True)
-    # In an orderly way it would wait for that request.
-    os._exit(1)
 
 
 def main():
@@ -50,7 +37,8 @@ def main():
         "bootstrap.servers": bootstrap, "transactional.id": application, "transaction.timeout.ms": 10_000,
     })
     consumer.subscribe([source])
-    insist(producer.init_transactions, PATIENCE_S)
+    with or_exit(TRANSACTION_S):
+        insist(producer.init_transactions, CALL_S)
     print("started", flush=True)
     running = True
 
@@ -61,26 +49,31 @@ def main():
     signal.signal(signal.SIGTERM, stop)
     while running:
         messages = [message for message in consumer.consume(BATCH, timeout=0.2) if message.error() is None]
-        if not messages:
-            continue
-        producer.begin_transaction()
-        try:
-            for message in messages:
-                producer.produce(target, message.value().upper(), message.key(), message.partition())
-                producer.poll(0)
-            positions = consumer.position(consumer.assignment())
-            insist(producer.send_offsets_to_transaction, positions, consumer.consumer_group_metadata(), PATIENCE_S)
-            insist(producer.commit_transaction, PATIENCE_S)
-        except KafkaException as error:
-            failure = error.args[0]
-            print(f"{failure.name()}: {failure.str()}", flush=True)
-            if not failure.txn_requires_abort():
-                # Somebody else is this producer now, or nobody: the next start sorts it out.
-                return 1
-            insist(producer.abort_transaction, PATIENCE_S)
-            begin_anew(consumer)
-    consumer.close()
-    return 0
+        if messages:
+            with or_exit(TRANSACTION_S):
+                transform(messages, consumer, producer, target)
+    with or_exit(TRANSACTION_S):
+        consumer.close()
 
 
-sys.exit(main())
+def transform(messages, consumer, producer, target):
+    """One transaction."""
+    producer.begin_transaction()
+    try:
+        for message in messages:
+            producer.produce(target, message.value().upper(), message.key(), message.partition())
+            producer.poll(0)
+        positions = consumer.position(consumer.assignment())
+        insist(producer.send_offsets_to_transaction, positions, consumer.consumer_group_metadata(), CALL_S)
+        insist(producer.commit_transaction, CALL_S)
+    except KafkaException as error:
+        failure = error.args[0]
+        print(f"{failure.name()}: {failure.str()}", flush=True)
+        if not failure.txn_requires_abort():
+            # Somebody else is this producer now, or nobody: the next start sorts it out.
+            sys.exit(1)
+        insist(producer.abort_transaction, CALL_S)
+        begin_anew(consumer)
+
+
+main()

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import pathlib
 import random
 import signal
 import subprocess
@@ -20,7 +21,9 @@ import time
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from copy_ledger import Copy, Partition, checksum, judge
-from librdkafka_calls import ask, ends_of
+from journal import Tail
+from librdkafka_calls import ask, ends_of, insist, or_exit
+from pacing import Pacing
 
 WORKERS = 2
 # The most records of a transaction, and how long it waits for them.
@@ -31,9 +34,8 @@ ABORT_PERCENT = 10
 TRANSACTION_TIMEOUT_MS = 5000
 SESSION_TIMEOUT_MS = 6000
 CALL_S = 10
-TRIES = 5
-STRIKE_EVERY_S = (6, 14)
-STOPPED_S = 8.0
+# By then the broker has aborted it. Longer than a program is stopped.
+TRANSACTION_S = 20
 RESTART_PAUSE_S = 0.5
 ENDING_S = 20
 STALLED_S = 90.0
@@ -52,17 +54,6 @@ def producer(given, number):
         **settings(given), "transactional.id": transactional_id(given, number),
         "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS, "retry.backoff.ms": 20, "retry.backoff.max.ms": 200,
     })  # fmt: skip
-
-
-def insist(call, *arguments):
-    """Repeats what librdkafka says may be repeated, such as a commit whose answer was lost. Not for ever: of a
-    request whose broker is gone it may keep saying that it is under way. The next start sorts that out."""
-    for left in reversed(range(TRIES)):
-        try:
-            return call(*arguments)
-        except KafkaException as error:
-            if not error.args[0].retriable() or not left:
-                raise
 
 
 class Journal:
@@ -92,7 +83,8 @@ def work(given):
         "isolation.level": "read_committed", "session.timeout.ms": SESSION_TIMEOUT_MS, "heartbeat.interval.ms": 1000,
     })  # fmt: skip
     writer = producer(given, given.worker)
-    insist(writer.init_transactions, CALL_S)
+    with or_exit(TRANSACTION_S):
+        insist(writer.init_transactions, CALL_S)
     messages = []
     # Whoever reads a partition next begins where the last commit stands.
     consumer.subscribe([given.source], on_revoke=lambda *_: messages.clear())
@@ -106,8 +98,10 @@ def work(given):
                 messages.append(message)
         if messages:
             number += 1
-            copy(given, journal, consumer, writer, messages, f"{given.worker}-{os.getpid()}-{number}")
-    consumer.close()
+            with or_exit(TRANSACTION_S):
+                copy(given, journal, consumer, writer, messages, f"{given.worker}-{os.getpid()}-{number}")
+    with or_exit(ENDING_S):
+        consumer.close()
 
 
 def copy(given, journal, consumer, writer, messages, transaction):
@@ -155,20 +149,17 @@ def abort(journal, consumer, writer, transaction):
 
 def keep_up(given, ending):
     """Starts the programs, strikes them, and starts again whoever has ended."""
-    draw = random.Random(given.seed)
     workers = [start(number) for number in range(WORKERS)]
-    strike_at = time.monotonic() + draw.uniform(*STRIKE_EVERY_S)
-    thaw = {}
+    copied, thaw = Tail(pathlib.Path(given.journal)), {}
+    pacing = Pacing(given.seed, WORKERS, time.time())
     while not ending.wait(RESTART_PAUSE_S):
-        now = time.monotonic()
-        if now >= strike_at:
-            number = draw.randrange(WORKERS)
-            if draw.random() < 0.5:
-                workers[number].kill()
-            else:
-                workers[number].send_signal(signal.SIGSTOP)
-                thaw[number] = now + STOPPED_S
-            strike_at = now + draw.uniform(*STRIKE_EVERY_S)
+        now = time.time()
+        strike = pacing.due(now, lambda moment: copied.look().silent_since(moment, given.partitions))
+        if strike and strike.stopped_s:
+            workers[strike.program].send_signal(signal.SIGSTOP)
+            thaw[strike.program] = now + strike.stopped_s
+        elif strike:
+            workers[strike.program].kill()
         for number in [number for number, at in thaw.items() if now >= at]:
             del thaw[number]
             workers[number].send_signal(signal.SIGCONT)
