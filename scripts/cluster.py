@@ -27,6 +27,8 @@ import threading
 import time
 import urllib.request
 
+import interruption
+
 REPO = pathlib.Path(__file__).resolve().parent.parent
 PREFIX = "/yuxi/default/"
 
@@ -102,10 +104,11 @@ class Process:
         out.write(f"\n==== {datetime.datetime.now(datetime.timezone.utc).isoformat()} {shlex.join(self.command)}\n".encode())
         out.flush()
         self.read_from = out.tell()
-        self.process = subprocess.Popen(
-            self.wrapper + self.command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=self.environment,
-            start_new_session=True,
-        )
+        with interruption.held_back():
+            self.process = subprocess.Popen(
+                self.wrapper + self.command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=self.environment,
+                start_new_session=True,
+            )
         self.is_frozen = False
         self.is_wanted = True
         out.close()
@@ -172,10 +175,12 @@ class Process:
             raise Failed(f"{self.name} did not stop within {timeout_s:.0f} s of SIGTERM") from None
 
     def end(self):
-        """However it stands, it is gone afterwards."""
+        """However it stands, it is gone afterwards, and whatever it has started itself."""
         if self.is_running():
+            self.is_wanted = False
             with contextlib.suppress(ProcessLookupError):
-                self.kill()
+                os.killpg(self.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 class Etcd(Process):
@@ -187,6 +192,7 @@ class Etcd(Process):
         _, peer_port, _ = places.place("etcd", 2380)
         self.url, peer_url = f"http://{host}:{port}", f"http://{host}:{peer_port}"
         self.directory = directory / "etcd"
+        self.watchers = []
         command = [
             "etcd", "--name", "seal", "--data-dir", self.directory,
             "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
@@ -198,6 +204,11 @@ class Etcd(Process):
     def start(self):
         super().start()
         until(self.is_serving, "etcd serves")
+
+    def end(self):
+        for watcher in self.watchers:
+            watcher.end()
+        super().end()
 
     def is_serving(self):
         try:
@@ -236,14 +247,16 @@ class Etcd(Process):
 
 
 class Watcher:
-    """Follows the cluster's keys in etcd and notes when each change was seen."""
+    """Follows the cluster's keys in etcd and notes when each change was seen. Ends with the etcd at the latest."""
 
     def __init__(self, etcd):
         self.events = []
-        self.process = subprocess.Popen(
-            ["etcdctl", f"--endpoints={etcd.url}", "watch", "--prefix", PREFIX, "-w", "json"],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "ETCDCTL_API": "3"},
-        )
+        with interruption.held_back():
+            self.process = subprocess.Popen(
+                ["etcdctl", f"--endpoints={etcd.url}", "watch", "--prefix", PREFIX, "-w", "json"],
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "ETCDCTL_API": "3"},
+            )
+            etcd.watchers.append(self)
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
 
@@ -324,7 +337,7 @@ class Cluster:
     def __exit__(self, kind, *_):
         for process in [*self.others, *self.nodes().values(), self.etcd]:
             process.end()
-        if kind is None or kind is KeyboardInterrupt:
+        if kind is None or kind is interruption.Interrupted:
             shutil.rmtree(self.directory, ignore_errors=True)
         else:
             print(f"the logs are kept in {self.directory}", file=sys.stderr)
@@ -487,11 +500,12 @@ def arguments(text, **defaults):
 
 
 def run(main):
-    """Runs a demo; one line says why it could not be carried out."""
+    """Runs a script; one line says why it could not be carried out."""
+    interruption.heed()
     try:
         sys.exit(main())
     except Failed as failure:
         print(f"failed: {failure}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except interruption.Interrupted as told:
+        sys.exit(128 + told.number)

@@ -40,8 +40,9 @@ def why_not():
 
 
 def enter():
-    """Goes on in a child process inside namespaces of its own. The parent only waits for the
-    child, and ends as it ended."""
+    """Goes on in a child process inside namespaces of its own. The parent only waits for the child, and ends as it
+    ended. As process 1 of its namespace the child is spared every signal that it has no handler for
+    (interruption.py has some)."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
@@ -50,8 +51,6 @@ def enter():
     if child:
         _wait_for(child)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # As process 1 of its namespace it is spared every signal that it has no handler for.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for command in [
         "mount --make-rprivate /", "mount -t proc proc /proc", "mkdir -p /run/netns",
         "mount -t tmpfs tmpfs /run/netns", "ip link set lo up",
@@ -65,6 +64,7 @@ def _wait_for(child):
             os.kill(child, number)
 
     signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGHUP, pass_on)
     # A terminal's Ctrl-C reaches the child by itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _, status = os.waitpid(child, 0)
