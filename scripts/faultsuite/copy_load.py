@@ -27,7 +27,7 @@ from pacing import Pacing
 
 WORKERS = 2
 # The most records of a transaction, and how long it waits for them.
-RECORDS = 100
+RECORDS = 1000
 LINGER_S = 0.25
 # Of a hundred transactions so many are aborted on purpose.
 ABORT_PERCENT = 10

@@ -6,6 +6,7 @@ SIGTERM; then reads all again and prints the same report. The journal has the sa
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -20,6 +21,11 @@ TICK_S = 0.01
 STALLED_S = 60.0
 VALUE_BYTES = 100
 COMMIT_EVERY_S = 0.5
+# A request may wait for its answer for 60 s (socket.timeout.ms).
+HUNG_S = 90
+ENDING_S = 60
+# Whoever waits for the verdict does so for twice as long (loads.py).
+SHOWN_AFTER_S = 120
 
 
 class Ledger:
@@ -80,7 +86,7 @@ class Ledger:
         return total
 
 
-def send(producer, ledger, topic, rate, ending):
+def send(producer, ledger, topic, rate, ending, readers):
     began, sent = time.monotonic(), 0
     while not ending.is_set():
         due = int((time.monotonic() - began) * rate)
@@ -100,25 +106,61 @@ def send(producer, ledger, topic, rate, ending):
                     producer.poll(TICK_S)
             sent += 1
         producer.poll(TICK_S)
+        readers.look()
     producer.flush()
 
 
-def read_along(config, ledger, topic, group, ending):
-    """Commits itself, one commit after another: librdkafka's automatic commits, tried again while a coordinator
-    is away, overtake one another, and then the committed offset does go back."""
-    consumer = Consumer({**config, "group.id": group, "auto.offset.reset": "earliest", "enable.auto.commit": False})
-    consumer.subscribe([topic])
-    committed = time.monotonic()
-    while not ending.is_set():
-        message = consumer.poll(0.1)
-        if time.monotonic() - committed > COMMIT_EVERY_S:
-            with contextlib.suppress(KafkaException):
-                consumer.commit(asynchronous=False)
-            committed = time.monotonic()
-        if message is not None and message.error() is None:
-            ledger.read(message, ledger.seen)
-            ledger.note(f"read {now_us()} {message.partition()} {message.offset()}")
-    consumer.close()
+class Reader(threading.Thread):
+    """Reads along in the group. Commits itself, one commit after another: librdkafka's automatic commits, tried again
+    while a coordinator is away, overtake one another, and then the committed offset does go back."""
+
+    def __init__(self, config, ledger, topic, group):
+        super().__init__(daemon=True)
+        self.config = {**config, "group.id": group, "auto.offset.reset": "earliest", "enable.auto.commit": False}
+        self.ledger, self.topic = ledger, topic
+        self.ending = threading.Event()
+        self.moved = time.monotonic()
+
+    def run(self):
+        consumer = Consumer(self.config)
+        consumer.subscribe([self.topic])
+        committed = time.monotonic()
+        while not self.ending.is_set():
+            message = consumer.poll(0.1)
+            if time.monotonic() - committed > COMMIT_EVERY_S:
+                with contextlib.suppress(KafkaException):
+                    consumer.commit(asynchronous=False)
+                committed = time.monotonic()
+            if message is not None and message.error() is None:
+                self.ledger.read(message, self.ledger.seen)
+                self.ledger.note(f"read {now_us()} {message.partition()} {message.offset()}")
+            self.moved = time.monotonic()
+        consumer.close()
+
+
+class Readers:
+    """One reader at a time. When all brokers have left the metadata, librdkafka (2.16) may never ask for the group's
+    coordinator again, and a commit waits for ever. Such a reader is given up, counted, and another takes over."""
+
+    def __init__(self, start):
+        self.start = start
+        self.hung = 0
+        self.current = start()
+
+    def look(self):
+        if not self.current.is_alive():
+            sys.exit("the reader has ended")
+        if time.monotonic() - self.current.moved > HUNG_S:
+            self.end(within_s=0)
+            self.current = self.start()
+
+    def end(self, within_s):
+        self.current.ending.set()
+        self.current.join(within_s)
+        if self.current.is_alive():
+            self.hung += 1
+            print(f"a reader hangs in librdkafka since {time.monotonic() - self.current.moved:.0f} s:", flush=True)
+            faulthandler.dump_traceback()
 
 
 def read_all(config, ledger, topic):
@@ -153,7 +195,13 @@ def main():
     parser.add_argument("--journal", required=True)
     given = parser.parse_args()
     ending = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ending.set())
+
+    def end(*_):
+        ending.set()
+        # If the end does not come, the log says what each thread waits for.
+        faulthandler.dump_traceback_later(SHOWN_AFTER_S)
+
+    signal.signal(signal.SIGTERM, end)
     config = {
         "bootstrap.servers": given.bootstrap, "topic.metadata.refresh.interval.ms": 2000, "reconnect.backoff.max.ms": 200,
         # Says why a producer epoch is bumped; little else.
@@ -161,15 +209,21 @@ def main():
     }  # fmt: skip
     ledger = Ledger(given.partitions, given.journal)
     producer = Producer({**config, "enable.idempotence": True, "linger.ms": 5, "retry.backoff.ms": 20, "retry.backoff.max.ms": 200})
-    reader = threading.Thread(target=read_along, args=(config, ledger, given.topic, given.group, ending))
-    reader.start()
-    send(producer, ledger, given.topic, given.rate, ending)
-    reader.join()
+
+    def start_reading():
+        reader = Reader(config, ledger, given.topic, given.group)
+        reader.start()
+        return reader
+
+    readers = Readers(start_reading)
+    send(producer, ledger, given.topic, given.rate, ending, readers)
+    readers.end(ENDING_S)
     read_all(config, ledger, given.topic)
-    report = ledger.report()
-    print(json.dumps(report, indent=2))
+    report = {**ledger.report(), "hung_readers": readers.hung}
+    print(json.dumps(report, indent=2), flush=True)
     wrong = ["lost", "duplicated", "out_of_order", "misplaced", "vanished"]
-    sys.exit(int(any(report[kind] for kind in wrong)))
+    # A reader that hangs would keep an orderly end waiting.
+    os._exit(int(any(report[kind] for kind in wrong)))
 
 
 main()
