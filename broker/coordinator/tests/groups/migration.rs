@@ -162,6 +162,28 @@ fn a_classic_group_becomes_a_consumer_group_and_its_member_reads_on() {
 }
 
 #[test]
+fn a_classic_member_that_was_given_up_must_let_go_of_what_it_reads_before_it_joins_again() {
+    let (mut rt, _, old) = classic_group(MigrationPolicy::Bidirectional);
+    let joined = rt.beat(&Beat::joining("g", "new", &["t"]));
+    rt.leave("g", &[(&old.id, None)]);
+    let all = rt.beat(&Beat::of("g", "new", joined.member_epoch));
+    assert_eq!(given(&all), Some(vec![0, 1]));
+    for (owned, error) in [
+        (&[0, 1][..], ErrorCode::UnknownMemberId),
+        (&[], ErrorCode::None),
+    ] {
+        let subscription = metadata(owned);
+        let protocols = [("cooperative-sticky", &subscription[..])];
+        let ticket = rt.join(&Join {
+            member_id: &old.id,
+            protocols: &protocols,
+            ..Join::new("g")
+        });
+        assert_eq!(rt.error(ticket), error, "{owned:?}");
+    }
+}
+
+#[test]
 fn it_becomes_a_classic_group_again_when_the_last_new_member_goes() {
     for leaves in [true, false] {
         let (mut rt, _, mut old) = classic_group(MigrationPolicy::Bidirectional);

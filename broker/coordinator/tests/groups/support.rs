@@ -57,6 +57,7 @@ pub(crate) struct Runtime {
     pub(crate) now_ms: i64,
     /// The next write fails with this.
     pub(crate) fail_next: Option<ErrorCode>,
+    reloads: usize,
 }
 
 impl Runtime {
@@ -75,6 +76,7 @@ impl Runtime {
             versions: BTreeMap::new(),
             now_ms: START_MS,
             fail_next: None,
+            reloads: 0,
         }
     }
 
@@ -172,6 +174,8 @@ impl Runtime {
 
     /// Starts again from the log, as after a crash or a move to another broker.
     pub(crate) fn reload(&mut self) {
+        // No two shards may name members alike, though nothing was written between them.
+        self.reloads += 1;
         let fresh = self.fresh_shard();
         let old = std::mem::replace(&mut self.shard, fresh);
         let replies = old.unload();
@@ -182,7 +186,7 @@ impl Runtime {
     pub(crate) fn fresh_shard(&self) -> GroupShard {
         let mut shard = GroupShard::new(
             self.config.clone(),
-            counting_uuids(self.log.len() as u64 + 1),
+            counting_uuids((self.log.len() + self.reloads) as u64 + 1),
         );
         let mut markers = self.markers.iter().peekable();
         for at in 0..=self.log.len() {

@@ -98,6 +98,12 @@ impl GroupShard {
 
         let mut change = Change::of(&id, group);
         let is_new = place(&mut change, &member_id, instance_id, has_no_id).map_err(refuse)?;
+        let owned = migration::owned_by(&said, cluster);
+        if is_new && !has_no_id && !owned.is_empty() {
+            // The group has given up a member that does not know so. Told that it is one, it
+            // would give back, and commit, partitions that others have read on meanwhile.
+            return Err(refuse(ErrorCode::UnknownMemberId));
+        }
         let before = change
             .group
             .members
@@ -125,7 +131,6 @@ impl GroupShard {
         }
         change.check_topics(is_new || reads_else, cluster, now_ms);
         change.update_target(&self.config, cluster);
-        let owned = migration::owned_by(&said, cluster);
         let current = change.reconcile(&member_id, Some(&owned));
         let response = message!(JoinGroupResponse {
             member_id: member_id.clone(),
