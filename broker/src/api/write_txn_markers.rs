@@ -127,8 +127,8 @@ pub(crate) fn append(
     }
     let partition = match node.replicas.find(topic, index) {
         Lookup::Here(partition) => partition,
-        Lookup::Elsewhere => return Err(ErrorCode::NotLeaderOrFollower),
-        Lookup::Unknown => return Err(ErrorCode::UnknownTopicOrPartition),
+        // Only a replica that does not lead is told so, as in Kafka.
+        Lookup::Elsewhere | Lookup::Unknown => return Err(ErrorCode::UnknownTopicOrPartition),
     };
     let appended = if topic == CONSUMER_OFFSETS {
         node.groups.end_transaction(node, index, marker)

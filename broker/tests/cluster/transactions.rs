@@ -4,9 +4,14 @@ use crate::support::{Cluster, soon, wait_for};
 use std::time::Duration;
 use yuxi_client::{Connection, Record, TransactionError, TransactionalProducer, producer::Ending};
 use yuxi_protocol::{
+    error_code::ErrorCode,
     ids::BrokerId,
     message,
-    messages::{UpdateFeaturesRequest, update_features_request::FeatureUpdateKey},
+    messages::{
+        UpdateFeaturesRequest, WriteTxnMarkersRequest,
+        update_features_request::FeatureUpdateKey,
+        write_txn_markers_request::{WritableTxnMarker, WritableTxnMarkerTopic},
+    },
 };
 
 const STATE: &str = "__transaction_state";
@@ -217,4 +222,41 @@ async fn no_partition_hears_of_an_outcome_that_may_be_lost() {
         (values.len() == 1).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn to_a_broker_without_a_replica_the_partition_of_a_marker_is_unknown() {
+    let cluster = Cluster::start(2, &[]).await;
+    cluster.create_topic("one", &[1], &[]).await;
+    cluster.create_topic("both", &[1, 2], &[]).await;
+    let config = cluster.config();
+    let second = soon(
+        "a connection",
+        Connection::open(&config.bootstrap[1], &config),
+    )
+    .await
+    .expect("a connection");
+    let told = async |topic: &str| {
+        let answer = second.call(|_| {
+            message!(WriteTxnMarkersRequest {
+                markers: vec![message!(WritableTxnMarker {
+                    producer_id: 1,
+                    transaction_result: true,
+                    topics: vec![message!(WritableTxnMarkerTopic {
+                        name: topic.into(),
+                        partition_indexes: vec![0],
+                    })],
+                })],
+            })
+        });
+        let answer = soon("an answer", answer).await.expect("an answer");
+        answer.markers[0].topics[0].partitions[0].error_code
+    };
+    wait_for("the second to know that it only follows", async || {
+        (told("both").await == ErrorCode::NotLeaderOrFollower.code()).then_some(())
+    })
+    .await;
+    // It knows of the other topic too, which is older.
+    let unknown = ErrorCode::UnknownTopicOrPartition.code();
+    assert_eq!([told("one").await, told("nowhere").await], [unknown; 2]);
 }
