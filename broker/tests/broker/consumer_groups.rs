@@ -6,6 +6,7 @@ use crate::{
     support::{Client, Server, wait_for},
     versions::Table,
 };
+use std::collections::{BTreeMap, BTreeSet};
 use yuxi_protocol::{
     codec::Uuid,
     error_code::ErrorCode,
@@ -13,6 +14,7 @@ use yuxi_protocol::{
     messages::{
         self, ConsumerGroupDescribeRequest, ConsumerGroupHeartbeatRequest,
         ConsumerGroupHeartbeatResponse, TxnOffsetCommitRequest,
+        consumer_group_heartbeat_request::TopicPartitions,
         txn_offset_commit_request::{TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic},
     },
 };
@@ -300,4 +302,99 @@ async fn without_the_feature_there_are_no_such_groups() {
         let told = beat(&mut client, &joining("g", "t")).await;
         assert_eq!(told.error_code, expected.code());
     }
+}
+
+/// A member of a large group, as its client knows it.
+struct Reader {
+    id: String,
+    epoch: i32,
+    reads: BTreeSet<i32>,
+}
+
+impl Reader {
+    fn new(number: usize) -> Self {
+        Self {
+            id: format!("member-{number}"),
+            epoch: 0,
+            reads: BTreeSet::new(),
+        }
+    }
+
+    /// One heartbeat. What it is told to read it reads, and nothing else any more.
+    async fn beat(&mut self, client: &mut Client, topic: Uuid) {
+        let mut request = match self.epoch {
+            0 => joining("large", "t"),
+            epoch => beating("large", epoch),
+        };
+        request.member_id = self.id.clone().into();
+        let mut reads = Vec::new();
+        if !self.reads.is_empty() {
+            reads.push(message!(TopicPartitions {
+                topic_id: topic,
+                partitions: self.reads.iter().copied().collect(),
+            }));
+        }
+        request.topic_partitions = Some(reads);
+        let answer = client.ask(1, &request).await;
+        assert_eq!(answer.error_code, 0, "{:?}", answer.error_message);
+        self.epoch = answer.member_epoch;
+        if let Some(told) = partitions(&answer) {
+            self.reads = told.into_iter().flat_map(|(_, of_it)| of_it).collect();
+        }
+    }
+}
+
+/// Everybody beats until the group is stable, and in every moment a partition has at most one
+/// reader; returns who reads each in the end.
+async fn settle(client: &mut Client, topic: Uuid, readers: &mut [Reader]) -> BTreeMap<i32, String> {
+    for _ in 0..20 {
+        let mut owners = BTreeMap::new();
+        for reader in readers.iter() {
+            for partition in &reader.reads {
+                let other = owners.insert(*partition, reader.id.clone());
+                assert_eq!(other, None, "{} reads {partition} too", reader.id);
+            }
+        }
+        let described = client
+            .ask(
+                0,
+                &message!(ConsumerGroupDescribeRequest {
+                    group_ids: vec!["large".into()],
+                }),
+            )
+            .await;
+        let group = &described.groups[0];
+        if group.group_state.as_str() == "Stable" && group.members.len() == readers.len() {
+            return owners;
+        }
+        for reader in readers.iter_mut() {
+            reader.beat(client, topic).await;
+        }
+    }
+    panic!("the group does not come to rest");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_members_share_all_partitions_and_one_more_moves_only_its_share() {
+    const PARTITIONS: i32 = 500;
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    let topic = client.create_topic("t", PARTITIONS, &[]).await;
+    // The coordinator is there, and the group is empty again.
+    beat(&mut client, &joining("large", "t")).await;
+    beat(&mut client, &beating("large", -1)).await;
+    let mut readers: Vec<Reader> = (0..100).map(Reader::new).collect();
+    let before = settle(&mut client, topic, &mut readers).await;
+    assert_eq!(before.len(), PARTITIONS as usize, "all are read");
+    assert!(readers.iter().all(|reader| reader.reads.len() == 5));
+
+    readers.push(Reader::new(100));
+    let after = settle(&mut client, topic, &mut readers).await;
+    assert_eq!(after.len(), PARTITIONS as usize, "all are read");
+    let moved = after
+        .iter()
+        .filter(|(partition, owner)| before[partition] != **owner)
+        .map(|(_, owner)| owner.as_str());
+    let moved: Vec<&str> = moved.collect();
+    assert_eq!(moved, ["member-100"; 4]);
 }
