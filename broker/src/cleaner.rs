@@ -31,8 +31,9 @@ const MAX_REST: Duration = Duration::from_secs(1);
 /// whether it should stop.
 const MAX_WAIT: Duration = Duration::from_millis(50);
 
-/// A log that could not be compacted for want of room is tried again after this.
-const RETRY_FULL_MS: i64 = 60_000;
+/// A log that could not be compacted for want of room is tried again after so many times
+/// `log.cleaner.backoff.ms`: by default a minute.
+const RETRY_FULL_RESTS: i64 = 4;
 
 /// One whose segments changed meanwhile is tried again after this: they may go on changing.
 const RETRY_CHANGED_MS: i64 = 1000;
@@ -314,7 +315,8 @@ impl Job {
                     partition = %partition.id(), %error,
                     "there is no room to compact the log; it stays as it is and is tried again"
                 );
-                self.retry_after(RETRY_FULL_MS);
+                let rest_ms = self.node.live_settings().log_cleaner_backoff_ms;
+                self.retry_after(rest_ms.saturating_mul(RETRY_FULL_RESTS));
             }
             _ => self.node.cleaner.give_up(partition, &error),
         }

@@ -5,12 +5,15 @@ producing resumes by itself when room returns.
 import os
 import resource
 import subprocess
+import time
 
 import pytest
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 import wire
 from daemon import wait_until
 from test_hostile_bytes import ready
+from test_restart import create
 from wire import Connection, batch, record
 
 pytestmark = pytest.mark.yuxi_only  # Kafka halts when its only directory fails
@@ -61,6 +64,52 @@ def check(connection, topic, acked):
     for n, offset in acked:
         code, _, records = wire.fetch(connection, topic, offset)
         assert code == wire.NONE and b"%06d" % n + VALUE in records[: len(VALUE) + 500]
+
+
+def test_a_log_that_can_not_be_compacted_for_want_of_room_is_once_there_is_some(small_disk, new_broker):
+    settings = {"log.segment.bytes": str(4 << 20), "log.cleaner.backoff.ms": "100"}
+    broker = new_broker(settings, started=False)
+    broker.data_dir = small_disk / "data"
+    broker.start()
+    admin = create(
+        broker, "keyed", cleanup_policy="compact", min_cleanable_dirty_ratio="0", min_compaction_lag_ms="86400000",
+        file_delete_delay_ms="0",
+    )
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"\0" * (8 << 20))
+    (small_disk / "filler").write_bytes(b"\0" * (20 << 20))
+    now = int(time.time() * 1000)
+    with Connection(broker) as c:
+        ready(c, "keyed")
+        keyed = []
+        for n in range(60):
+            # Of a first segment that is to be written anew, only the first record may go.
+            one = record(0, b"%06d" % n + VALUE, b"key-%d" % (0 if n == 20 else n))
+            code, offset = wire.produce(c, "keyed", batch([one], timestamps=(now, now)))
+            assert code == wire.NONE
+            keyed.append((n, offset))
+        ready(c, "t")
+        acked = fill(c, "t")
+        resource = ConfigResource(ConfigResource.Type.TOPIC, "keyed")
+        at_once = ConfigEntry("min.compaction.lag.ms", "0", incremental_operation=AlterConfigOpType.SET)
+        resource.add_incremental_config(at_once)
+        admin.incremental_alter_configs([resource])[resource].result(30)
+        complaint = "there is no room to compact the log"
+        wait_until(lambda: broker.log_text().count(complaint) > 1, "the cleaner says so, and tries again", 60)
+        assert "keyed-0" in next(line for line in broker.log_text().splitlines() if complaint in line)
+        assert wire.produce(c, "t", batch([record(0, VALUE)]))[0] == wire.KAFKA_STORAGE_ERROR
+        check(c, "t", acked)
+        check(c, "keyed", keyed)
+        ballast.unlink()
+
+        compacted = "a log was compacted partition=keyed-0"
+        wait_until(lambda: compacted in broker.log_text(), "the log is compacted", 60)
+        assert not list(broker.data_dir.glob("keyed-0/*.cleaned"))
+        code, offset = wire.produce(c, "t", batch([record(0, b"%06d" % 999_999 + VALUE)]))
+        assert code == wire.NONE
+        check(c, "t", [*acked, (999_999, offset)])
+        assert b"%06d" % 1 + VALUE in wire.fetch(c, "keyed", 0)[2][: len(VALUE) + 500]
+        check(c, "keyed", keyed[1:])
 
 
 @pytest.mark.parametrize("room_by", ["deleting the records", "deleting another topic", "the operator"])

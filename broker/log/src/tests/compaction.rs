@@ -340,6 +340,43 @@ fn a_producer_s_last_sequence_and_the_last_batch_survive_their_records() {
     assert_eq!(bases, [3, 7, 8]);
 }
 
+/// Cleans from `from` on as far as the memory allows, and returns where that ends.
+fn clean_within(log: &mut Log, memory: KeyMemory, from: i64, now_ms: i64) -> i64 {
+    let end = log.log_end_offset();
+    log.set_cleaned_to(offset(from));
+    let plan = log.plan_compaction(end, now_ms).unwrap();
+    let plan = plan.expect("something to clean");
+    let mut cleaning = plan.index_keys(memory, &mut go_on()).unwrap();
+    swap_in(log, &mut cleaning, now_ms).unwrap();
+    cleaning.cleaned_to().value()
+}
+
+#[test]
+fn a_tombstone_beyond_the_memory_for_keys_stays_though_its_time_is_over() {
+    let fixture = Fixture::new();
+    let mut log = fixture.open(compacted());
+    for (key, value) in [("a", "1"), ("b", "2"), ("c", "3"), ("d", "4"), ("k", "5")] {
+        append(&mut log, &keyed(&[(key, Some(value))]));
+    }
+    append(&mut log, &keyed(&[("k", None)]));
+    log.roll(NOW).unwrap();
+    let two_keys = KeyMemory {
+        max_bytes: 24 * 3,
+        load_factor: 1.0,
+    };
+    // The first round writes the tombstone's horizon, the second is past that.
+    assert_eq!(clean_within(&mut log, two_keys, 0, NOW), 2);
+    assert_eq!(clean_within(&mut log, two_keys, 2, NOW + 2 * DAY), 4);
+    assert_eq!(records(&log).last(), Some(&(5, "k".to_owned(), None)));
+    // Had it gone before the value that it deletes, that would stay for good.
+    clean_within(&mut log, two_keys, 4, NOW + 3 * DAY);
+    let left = [("a", "1"), ("b", "2"), ("c", "3"), ("d", "4")];
+    let left = (0..)
+        .zip(left)
+        .map(|(at, (key, value))| seen(at, key, value));
+    assert_eq!(records(&log), left.collect::<Vec<_>>());
+}
+
 #[test]
 fn what_does_not_fit_into_the_memory_for_keys_is_cleaned_the_next_time() {
     let fixture = Fixture::new();
@@ -353,14 +390,9 @@ fn what_does_not_fit_into_the_memory_for_keys_is_cleaned_the_next_time() {
     let mut from = 0;
     let mut rounds = 0;
     while from < active {
-        let end = log.log_end_offset();
-        log.set_cleaned_to(offset(from));
-        let plan = log.plan_compaction(end, NOW).unwrap();
-        let plan = plan.expect("more is dirty");
-        let mut cleaning = plan.index_keys(memory, &mut go_on()).unwrap();
-        swap_in(&mut log, &mut cleaning, NOW).unwrap();
-        assert!(cleaning.cleaned_to().value() > from, "it gets on");
-        from = cleaning.cleaned_to().value();
+        let cleaned_to = clean_within(&mut log, memory, from, NOW);
+        assert!(cleaned_to > from, "it gets on");
+        from = cleaned_to;
         rounds += 1;
         let after = records(&log);
         let last_of_known = last_of_each(&before, from);
