@@ -68,13 +68,14 @@ def test_what_a_script_has_started_ends_with_it(number):
     started = script(CLUSTER, env={**os.environ, **dict([run.split("=")])}, start_new_session=True)
     try:
         directory = next(line for line in started.stdout if line.startswith("started")).split()[1]
-        assert len(processes_of(run)) >= 5
+        until(lambda: len(processes_of(run)) == 5, "the load has started its program", 20)
         # As `timeout` does: to the script, and once more to its process group.
         started.send_signal(number)
         os.killpg(started.pid, number)
         assert started.wait(20) == 128 + number
     finally:
-        started.kill()
+        started.terminate()
+        started.wait()
     until(lambda: not processes_of(run), "nothing is left", 5)
     assert not pathlib.Path(directory).exists()
 
