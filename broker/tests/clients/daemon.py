@@ -4,8 +4,10 @@
 a test that passes against both is known to ask for the right thing.
 """
 
+import contextlib
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -29,9 +31,12 @@ def wait_until(condition, what, deadline_s=15, pause_s=0.02):
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """One that nobody listens on, below those that the system gives to outgoing connections and to whoever asks for
+    any: it must still be free when it is used."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, 32_000)))
+            return s.getsockname()[1]
 
 
 class _Process:

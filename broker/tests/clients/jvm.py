@@ -42,17 +42,21 @@ class Jvm:
             check=True,
         )
         self.log = open(self.directory / "jvm.stderr", "wb")
-        self.process = subprocess.Popen(
-            java("-Xmx512m", "KafkaTools", classpath=[classes]),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-        )
+        self.command = java("-Xmx512m", "KafkaTools", classpath=[classes])
         self.lock = threading.Lock()
+        self._start()
+
+    def _start(self):
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log)
 
     def run(self, tool, *arguments, stdin=b"", check=True, timeout_s=60):
         """Runs one tool and returns (exit code, stdout, stderr)."""
         encode = lambda data: base64.b64encode(data).decode() or "-"  # noqa: E731
         fields = [TOOLS[tool], encode(stdin), *(encode(str(a).encode()) for a in arguments)]
         with self.lock:
+            if self.process.poll() is not None:
+                # A tool was given up: the next is to fail or pass by itself.
+                self._start()
             watchdog = threading.Timer(timeout_s, self.process.kill)
             watchdog.start()
             try:
@@ -61,6 +65,8 @@ class Jvm:
                 answer = self.process.stdout.readline().decode().split()
             finally:
                 watchdog.cancel()
+            if not answer:
+                self.process.wait()
         if not answer:
             raise ToolFailed(f"{tool} {arguments}: no answer within {timeout_s} s, the JVM was ended")
         code, stdout, stderr = int(answer[0]), *(
