@@ -508,4 +508,5 @@ def run(main):
         print(f"failed: {failure}", file=sys.stderr)
         sys.exit(1)
     except interruption.Interrupted as told:
+        interruption.ignore()
         sys.exit(128 + told.number)

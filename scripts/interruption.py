@@ -40,6 +40,12 @@ def _interrupt(number, _frame):
     raise Interrupted(number)
 
 
+def ignore():
+    """When all is ended: Python takes its handlers away before the process is gone."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def held_back():
     """No interruption comes inside, but at its end: what was just started must be known to whoever ends it."""
