@@ -15,7 +15,6 @@ use yuxi_protocol::ids::{LeaderEpoch, Offset, TopicId};
 /// A fetch of the partitions of one topic, each answered with the same records.
 pub struct FetchAnswer {
     wanted: Vec<Wanted>,
-    keep: Vec<bool>,
     records: FileSlice,
 }
 
@@ -35,7 +34,6 @@ impl FetchAnswer {
         });
         Self {
             wanted: wanted.collect(),
-            keep: vec![true; usize::try_from(partitions).unwrap_or_default()],
             records,
         }
     }
@@ -60,9 +58,11 @@ impl FetchAnswer {
         let response = Response {
             session_id: 0,
             endpoints: Vec::new(),
-            wanted: &self.wanted,
-            fetched: self.wanted.iter().map(read).collect(),
-            keep: &self.keep,
+            parts: self
+                .wanted
+                .iter()
+                .map(|wanted| (wanted, read(wanted)))
+                .collect(),
         };
         response.encode(version, 1).ok().map(|answer| answer.len())
     }

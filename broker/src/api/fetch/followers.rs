@@ -59,6 +59,22 @@ struct Known {
     told: Told,
 }
 
+impl Known {
+    /// An answer to `asked` says this; whether it is news to the follower. The follower drops
+    /// what answers a question that it asks no more (I2): its log has grown since, by an answer
+    /// before this one. So that does not count as told, or the follower would keep an older high
+    /// watermark until the next one, and whoever reads there (KIP-392) would miss the last
+    /// records. That it takes what is told in any order is safe: within an epoch it never lets
+    /// its high watermark go back.
+    fn tell(&mut self, asked: &Wanted, told: Told) -> bool {
+        let is_news = self.told != told;
+        if self.wanted.is_same_question(asked) {
+            self.told = told;
+        }
+        is_news
+    }
+}
+
 /// Which follower asks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Replica {
@@ -180,10 +196,8 @@ impl Session {
         self.news.wake();
         for wanted in wanted_in(fetch) {
             let key = (wanted.topic_id, wanted.partition);
-            let told = state
-                .known
-                .get(&key)
-                .map_or(Told::NOTHING, |known| known.told);
+            // Whatever was told as the answer to another question may have been dropped.
+            let told = Told::NOTHING;
             state.known.insert(key, Known { wanted, told });
             self.news.note(key);
         }
@@ -307,7 +321,7 @@ impl Answering {
             let bytes = looked.fetched.record_bytes();
             let mut is_news = self.is_full || bytes > 0 || looked.fetched.must_be_told();
             if let Some(known) = state.known.get_mut(&key) {
-                is_news |= mem::replace(&mut known.told, told) != told;
+                is_news |= known.tell(&looked.wanted, told);
             }
             if bytes > 0 {
                 with_records.push(key);
@@ -333,9 +347,7 @@ impl Answering {
         let response = Response {
             session_id: self.session.id,
             endpoints,
-            keep: &vec![true; wanted.len()],
-            wanted: &wanted,
-            fetched,
+            parts: wanted.iter().zip(fetched).collect(),
         };
         response.encode(context.version, context.correlation_id)
     }
@@ -373,4 +385,51 @@ fn look_at(
     };
     fetched.topic = Some(Arc::clone(&partition.id().topic));
     (fetched, is_settled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use yuxi_protocol::{
+        ids::Offset,
+        message,
+        messages::fetch_request::{FetchPartition, FetchTopic},
+    };
+
+    fn fetch(session_epoch: i32, fetch_offset: i64) -> FetchRequest {
+        message!(FetchRequest {
+            session_epoch,
+            topics: vec![message!(FetchTopic {
+                partitions: vec![message!(FetchPartition { fetch_offset })],
+            })],
+        })
+    }
+
+    fn committed_up_to(offset: i64) -> Told {
+        let mut fetched = FetchedPartition::error(0, ErrorCode::None);
+        fetched.high_watermark = Offset::new(offset);
+        Told::by(&fetched)
+    }
+
+    #[test]
+    fn a_high_watermark_in_an_answer_that_the_follower_drops_is_told_again() {
+        let key = (TopicId::ZERO, 0);
+        let session = Session::new(&fetch(INITIAL_EPOCH, 5), BrokerEpoch::new(1));
+        session.take_in(&fetch(INITIAL_EPOCH, 5)).expect("in order");
+        let tell = |asked: &Wanted, offset| {
+            let mut state = lock(&session.state);
+            let known = state.known.get_mut(&key).expect("it is of the session");
+            known.tell(asked, committed_up_to(offset))
+        };
+        let wanted = || lock(&session.state).known[&key].wanted.clone();
+        let at_5 = wanted();
+        assert!(tell(&at_5, 3));
+        assert!(!tell(&at_5, 3), "it knows");
+        // With records before it, this is dropped: by then the follower's log ends at 8.
+        assert!(tell(&at_5, 4));
+        session.take_in(&fetch(1, 8)).expect("in order");
+        assert!(tell(&at_5, 4), "the request before is answered only now");
+        assert!(tell(&wanted(), 4), "nor was that heard");
+        assert!(!tell(&wanted(), 4));
+    }
 }

@@ -387,12 +387,13 @@ fn finish(
     }
     let (session_id, keep) = opened.close(&fetched);
     let endpoints = name_leaders(context, &opened.wanted, &mut fetched);
+    let parts = opened.wanted.iter().zip(fetched).zip(keep);
     let response = Response {
         session_id,
         endpoints,
-        wanted: &opened.wanted,
-        fetched,
-        keep: &keep,
+        parts: parts
+            .filter_map(|(part, is_kept)| is_kept.then_some(part))
+            .collect(),
     };
     response.encode(context.version, context.correlation_id)
 }

@@ -118,10 +118,8 @@ pub(super) struct Response<'a> {
     pub(super) session_id: i32,
     /// How to reach the leaders that the answer names (KIP-951).
     pub(super) endpoints: Vec<Endpoint>,
-    pub(super) wanted: &'a [Wanted],
-    pub(super) fetched: Vec<FetchedPartition>,
-    /// Which partitions belong in the answer.
-    pub(super) keep: &'a [bool],
+    /// What belongs in the answer, those of a topic one after the other.
+    pub(super) parts: Vec<(&'a Wanted, FetchedPartition)>,
 }
 
 /// An answer without partitions that says what is wrong with the request.
@@ -140,14 +138,7 @@ impl Response<'_> {
             out.bytes.put_i16(ErrorCode::None.code());
             out.bytes.put_i32(self.session_id);
         }
-        let mut parts: Vec<_> = self
-            .wanted
-            .iter()
-            .zip(self.fetched)
-            .zip(self.keep)
-            .filter(|(_, keep)| **keep)
-            .map(|(part, _)| part)
-            .collect();
+        let mut parts = self.parts;
         let same_topic = |a: &Wanted, b: &Wanted| a.topic == b.topic && a.topic_id == b.topic_id;
         let topics = parts
             .chunk_by(|(a, _), (b, _)| same_topic(a, b))
@@ -470,7 +461,7 @@ mod tests {
         data
     }
 
-    /// Every kind of partition in one answer, of which the session keeps all but one.
+    /// Every kind of partition in one answer.
     #[test]
     fn the_answer_is_byte_for_byte_what_the_generic_codec_makes_in_every_version() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -523,12 +514,9 @@ mod tests {
                 many.iter()
                     .map(|&number| FetchedPartition::error(number, ErrorCode::OffsetOutOfRange)),
             );
-            let mut keep = vec![true; fetched.len()];
-            keep[3] = false;
             let topic = |name: &str, id: u8, range: std::ops::Range<usize>| {
                 let mut topic = message!(FetchableTopicResponse {
                     partitions: range
-                        .filter(|&at| keep[at])
                         .map(|at| generic(&fetched[at], &bytes, version))
                         .collect(),
                 });
@@ -562,9 +550,7 @@ mod tests {
             let response = Response {
                 session_id: SESSION_ID,
                 endpoints,
-                wanted: &asked,
-                fetched,
-                keep: &keep,
+                parts: asked.iter().zip(fetched).collect(),
             };
             let answer = response
                 .encode(version, CORRELATION_ID)
@@ -591,9 +577,7 @@ mod tests {
             let response = Response {
                 endpoints: Vec::new(),
                 session_id: 0,
-                wanted: &[],
-                fetched: Vec::new(),
-                keep: &[],
+                parts: Vec::new(),
             };
             let answer = response.encode(version, CORRELATION_ID).expect("it fits");
             let by_codec =

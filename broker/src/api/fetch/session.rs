@@ -57,6 +57,13 @@ impl Wanted {
         }
     }
 
+    /// Whether both read from the same place of the same history.
+    pub(super) fn is_same_question(&self, other: &Self) -> bool {
+        self.fetch_offset == other.fetch_offset
+            && self.current_leader_epoch == other.current_leader_epoch
+            && self.last_fetched_epoch == other.last_fetched_epoch
+    }
+
     fn key(&self) -> Key {
         (Arc::clone(&self.topic), self.topic_id, self.partition)
     }
