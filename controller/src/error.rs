@@ -42,6 +42,9 @@ pub enum ControllerError {
     /// No topic of that id.
     #[error("This server does not host topic ID {0}.")]
     UnknownTopicId(TopicId),
+    /// `delete.topic.enable` is off where the deletion was asked for.
+    #[error("delete.topic.enable=false on this broker")]
+    TopicDeletionDisabled,
     /// No broker of that id.
     #[error("No broker with id {0} found.")]
     BrokerIdNotRegistered(i32),
@@ -130,6 +133,7 @@ impl ControllerError {
                 ErrorCode::UnknownTopicOrPartition
             }
             Self::UnknownTopicId(_) => ErrorCode::UnknownTopicId,
+            Self::TopicDeletionDisabled => ErrorCode::TopicDeletionDisabled,
             Self::BrokerIdNotRegistered(_) => ErrorCode::BrokerIdNotRegistered,
             Self::DuplicateBrokerRegistration(_) => ErrorCode::DuplicateBrokerRegistration,
             Self::StaleBrokerEpoch => ErrorCode::StaleBrokerEpoch,

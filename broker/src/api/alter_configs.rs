@@ -1,14 +1,13 @@
 //! AlterConfigs (key 33) and IncrementalAlterConfigs (key 44): the same call to the
 //! controller, with all overrides of a resource or with steps that change some.
 
-use super::{Context, config_resource};
+use super::{Context, config_resource, errors_told::of_decision};
 use yuxi_controller::{
     ControllerError,
     decide::configs::{ConfigAlteration, ConfigChange, ConfigStep},
 };
 use yuxi_protocol::{
     codec::StrBytes,
-    error_code::ErrorCode,
     message,
     messages::{
         AlterConfigsRequest, AlterConfigsResponse, IncrementalAlterConfigsRequest,
@@ -22,11 +21,8 @@ const DELETE: i8 = 1;
 const APPEND: i8 = 2;
 const SUBTRACT: i8 = 3;
 
-/// How one resource was answered.
-struct Answer {
-    error: ErrorCode,
-    message: Option<StrBytes>,
-}
+/// How one resource is answered: the code, and why it is not 0.
+type Answer = (i16, Option<StrBytes>);
 
 pub(super) async fn handle_full(
     context: Context,
@@ -51,10 +47,10 @@ pub(super) async fn handle_full(
         .resources
         .into_iter()
         .zip(answers)
-        .map(|(resource, answer)| {
+        .map(|(resource, (error_code, error_message))| {
             message!(alter_configs_response::AlterConfigsResourceResponse {
-                error_code: answer.error.code(),
-                error_message: answer.message,
+                error_code,
+                error_message,
                 resource_type: resource.resource_type,
                 resource_name: resource.resource_name,
             })
@@ -87,11 +83,11 @@ pub(super) async fn handle_incremental(
         .resources
         .into_iter()
         .zip(answers)
-        .map(|(resource, answer)| {
+        .map(|(resource, (error_code, error_message))| {
             message!(
                 incremental_alter_configs_response::AlterConfigsResourceResponse {
-                    error_code: answer.error.code(),
-                    error_message: answer.message,
+                    error_code,
+                    error_message,
                     resource_type: resource.resource_type,
                     resource_name: resource.resource_name,
                 }
@@ -148,16 +144,7 @@ async fn alter(
                 Ok(_) => altered.next().unwrap_or(Err(ControllerError::Stopped)),
                 Err(error) => Err(error),
             };
-            match outcome {
-                Ok(()) => Answer {
-                    error: ErrorCode::None,
-                    message: None,
-                },
-                Err(error) => Answer {
-                    error: error.error_code(),
-                    message: Some(error.to_string().into()),
-                },
-            }
+            of_decision(outcome.err().as_ref())
         })
         .collect()
 }

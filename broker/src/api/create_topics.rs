@@ -1,6 +1,6 @@
 //! CreateTopics (key 19).
 
-use super::Context;
+use super::{Context, errors_told::of_decision};
 use std::collections::BTreeMap;
 use yuxi_controller::{
     ControllerError,
@@ -139,12 +139,10 @@ fn answer(
 }
 
 fn refused(context: &Context, name: &str, error: &ControllerError) -> CreatableTopicResult {
-    let mut result = message!(CreatableTopicResult {
+    let (error_code, error_message) = of_decision(Some(error));
+    message!(CreatableTopicResult {
         name: name.into(),
-        error_code: error.error_code().code(),
-    });
-    if context.version >= MESSAGES_FROM {
-        result.error_message = Some(error.to_string().into());
-    }
-    result
+        error_code,
+        error_message: error_message.filter(|_| context.version >= MESSAGES_FROM),
+    })
 }

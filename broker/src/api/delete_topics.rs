@@ -1,13 +1,12 @@
 //! DeleteTopics (key 20), by name or by id.
 
-use super::Context;
+use super::{Context, errors_told::of_decision};
 use yuxi_controller::{
     ControllerError,
     decide::topics::{DeletedTopic, TopicSelector},
 };
 use yuxi_protocol::{
     codec::{StrBytes, Uuid},
-    error_code::ErrorCode,
     ids::TopicId,
     message,
     messages::{
@@ -20,9 +19,6 @@ use yuxi_protocol::{
 const STATES_FROM: i16 = 6;
 const MESSAGES_FROM: i16 = 5;
 
-/// One topic's outcome, or the code and reason why it is still there.
-type Deleted = Result<DeletedTopic, (ErrorCode, String)>;
-
 pub(super) async fn handle(context: Context, request: DeleteTopicsRequest) -> DeleteTopicsResponse {
     let asked: Vec<DeleteTopicState> = if context.version >= STATES_FROM {
         request.topics
@@ -34,21 +30,13 @@ pub(super) async fn handle(context: Context, request: DeleteTopicsRequest) -> De
             .collect()
     };
     let node = &context.node;
-    let deleted: Vec<Deleted> = if node.settings.delete_topic_enable {
+    let deleted: Vec<Result<DeletedTopic, ControllerError>> = if node.settings.delete_topic_enable {
         let selectors = asked.iter().map(selector).collect();
         let deleted = node.controller.delete_topics(selectors).await;
         node.caught_up().await;
-        let refuse = |error: ControllerError| (error.error_code(), error.to_string());
         deleted
-            .into_iter()
-            .map(|deleted| deleted.map_err(refuse))
-            .collect()
     } else {
-        let disabled = (
-            ErrorCode::TopicDeletionDisabled,
-            "delete.topic.enable=false on this broker".to_owned(),
-        );
-        vec![Err(disabled); asked.len()]
+        vec![Err(ControllerError::TopicDeletionDisabled); asked.len()]
     };
     message!(DeleteTopicsResponse {
         responses: asked
@@ -66,23 +54,21 @@ fn selector(asked: &DeleteTopicState) -> TopicSelector {
     }
 }
 
-fn answer(version: i16, asked: DeleteTopicState, deleted: Deleted) -> DeletableTopicResult {
+fn answer(
+    version: i16,
+    asked: DeleteTopicState,
+    deleted: Result<DeletedTopic, ControllerError>,
+) -> DeletableTopicResult {
+    let (error_code, error_message) = of_decision(deleted.as_ref().err());
     let mut result = message!(DeletableTopicResult {
         name: asked.name,
         topic_id: asked.topic_id,
+        error_code,
+        error_message: error_message.filter(|_| version >= MESSAGES_FROM),
     });
-    match deleted {
-        Ok(deleted) => {
-            result.error_code = ErrorCode::None.code();
-            result.name = Some(StrBytes::from(deleted.name));
-            result.topic_id = deleted.id.into();
-        }
-        Err((code, message)) => {
-            result.error_code = code.code();
-            if version >= MESSAGES_FROM {
-                result.error_message = Some(message.into());
-            }
-        }
+    if let Ok(deleted) = deleted {
+        result.name = Some(StrBytes::from(deleted.name));
+        result.topic_id = deleted.id.into();
     }
     if version < STATES_FROM {
         result.topic_id = Uuid::ZERO;

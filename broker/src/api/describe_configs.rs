@@ -1,6 +1,6 @@
 //! DescribeConfigs (key 32): settings with their values and where these come from.
 
-use super::{Context, config_resource};
+use super::{Context, config_resource, errors_told::of_decision};
 use std::collections::{BTreeMap, HashSet};
 use yuxi_controller::{
     ControllerError,
@@ -9,7 +9,6 @@ use yuxi_controller::{
 };
 use yuxi_protocol::{
     codec::StrBytes,
-    error_code::ErrorCode,
     message,
     messages::{
         DescribeConfigsRequest, DescribeConfigsResponse,
@@ -37,20 +36,13 @@ pub(super) fn handle(
         .iter()
         .map(|resource| {
             let described = describe(context, resource);
-            let (error, message, configs) = match described {
-                Ok(configs) => (ErrorCode::None, None, named(resource, configs, &wants)),
-                Err(error) => (
-                    error.error_code(),
-                    Some(StrBytes::from(error.to_string())),
-                    Vec::new(),
-                ),
-            };
+            let (error_code, error_message) = of_decision(described.as_ref().err());
             message!(DescribeConfigsResult {
-                error_code: error.code(),
-                error_message: message,
+                error_code,
+                error_message,
                 resource_type: resource.resource_type,
                 resource_name: resource.resource_name.clone(),
-                configs,
+                configs: named(resource, described.unwrap_or_default(), &wants),
             })
         })
         .collect();

@@ -1,13 +1,12 @@
 //! UpdateFeatures (key 57): the levels of the protocols that the whole cluster speaks
 //! (KIP-584). All that a request asks for is done, or nothing.
 
-use super::Context;
+use super::{Context, errors_told::of_decision};
 use yuxi_controller::{
     ControllerError,
     decide::features::{Direction, FeatureUpdate},
 };
 use yuxi_protocol::{
-    codec::StrBytes,
     message,
     messages::{
         UpdateFeaturesRequest, UpdateFeaturesResponse, update_features_request::FeatureUpdateKey,
@@ -40,22 +39,22 @@ pub(super) async fn handle(
         Err(error) => Err(error),
     };
     node.caught_up().await;
-    match updated {
-        Err(error) => message!(UpdateFeaturesResponse {
-            error_code: error.error_code().code(),
-            error_message: Some(StrBytes::from(error.to_string())),
-        }),
-        Ok(()) if context.version <= RESULTS_UNTIL => message!(UpdateFeaturesResponse {
-            results: request
-                .feature_updates
-                .into_iter()
-                .map(|update| message!(UpdatableFeatureResult {
+    let (error_code, error_message) = of_decision(updated.as_ref().err());
+    let mut response = message!(UpdateFeaturesResponse {
+        error_code,
+        error_message,
+    });
+    if updated.is_ok() && context.version <= RESULTS_UNTIL {
+        let updated = request.feature_updates.into_iter();
+        response.results = updated
+            .map(|update| {
+                message!(UpdatableFeatureResult {
                     feature: update.feature,
-                }))
-                .collect(),
-        }),
-        Ok(()) => UpdateFeaturesResponse::default(),
+                })
+            })
+            .collect();
     }
+    response
 }
 
 fn read(context: &Context, update: &FeatureUpdateKey) -> Result<FeatureUpdate, ControllerError> {
