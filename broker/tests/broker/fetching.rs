@@ -8,7 +8,7 @@ use yuxi_protocol::{
     error_code::ErrorCode,
     message,
     messages::{
-        self, FetchRequest, FetchResponse,
+        FetchRequest, FetchResponse,
         fetch_request::{FetchTopic, ForgottenTopic},
     },
     record::BatchView,
@@ -224,16 +224,7 @@ async fn deleting_a_topic_wakes_its_readers_and_refuses_its_writers() {
         })
     };
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let deleted = other
-        .ask(
-            5,
-            &message!(messages::DeleteTopicsRequest {
-                topic_names: vec!["t".into()],
-                timeout_ms: 1000,
-            }),
-        )
-        .await;
-    assert_eq!(deleted.responses[0].error_code, 0);
+    other.delete_topic("t").await;
     let refused = crate::support::soon("a refusal", writer)
         .await
         .expect("no panic");
@@ -259,16 +250,7 @@ async fn deleting_a_topic_wakes_its_readers_and_refuses_its_writers() {
         other
             .send(9, &produce_request("t", 0, 0, batch(&["late"])))
             .await;
-        let deleted = other
-            .ask(
-                5,
-                &message!(messages::DeleteTopicsRequest {
-                    topic_names: vec!["t".into()],
-                    timeout_ms: 1000,
-                }),
-            )
-            .await;
-        assert_eq!(deleted.responses[0].error_code, 0);
+        other.delete_topic("t").await;
     }
     other.create_topic("last", 1, &[]).await;
     assert_eq!(other.produce("last", batch(&["x"])).await.error_code, 0);

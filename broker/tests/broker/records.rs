@@ -163,16 +163,7 @@ async fn reads_by_topic_id_count_for_their_topic_and_every_error_told_is_counted
         assert!(page.lines().any(|line| line == expected), "{expected}");
     }
     assert!(!page.contains("topic=\"\""), "a topic without a name");
-    let deleted = client
-        .ask(
-            5,
-            &message!(messages::DeleteTopicsRequest {
-                topic_names: vec!["t".into()],
-                timeout_ms: 1000,
-            }),
-        )
-        .await;
-    assert_eq!(deleted.responses[0].error_code, 0);
+    client.delete_topic("t").await;
     wait_for("its counters to go", async || {
         (!metrics(&server).await.contains("topic=\"t\"")).then_some(())
     })

@@ -19,8 +19,8 @@ use yuxi_protocol::{
     ids::{ProducerEpoch, ProducerId},
     message,
     messages::{
-        CreateTopicsRequest, FetchRequest, FetchResponse, KafkaRequest, KafkaResponse,
-        MetadataRequest, ProduceRequest, ProduceResponse, RequestResponsePair,
+        CreateTopicsRequest, DeleteTopicsRequest, FetchRequest, FetchResponse, KafkaRequest,
+        KafkaResponse, MetadataRequest, ProduceRequest, ProduceResponse, RequestResponsePair,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
         fetch_request::{FetchPartition, FetchTopic},
         metadata_request::MetadataRequestTopic,
@@ -299,6 +299,16 @@ impl Client {
         let topic = &answer.topics[0];
         assert_eq!(topic.error_code, 0, "{name}: {:?}", topic.error_message);
         topic.topic_id
+    }
+
+    pub(crate) async fn delete_topic(&mut self, name: &str) {
+        let request = message!(DeleteTopicsRequest {
+            topic_names: vec![name.into()],
+            timeout_ms: 10_000,
+        });
+        let answer = self.ask(5, &request).await;
+        let deleted = &answer.responses[0];
+        assert_eq!(deleted.error_code, 0, "{name}: {:?}", deleted.error_message);
     }
 
     pub(crate) async fn topic_id(&mut self, name: &str) -> Uuid {
