@@ -151,6 +151,9 @@ def test_what_is_not_there_is_said_to_be_missing(broker, topic):
     assert "604800000" in told and status == 0
     told, status = words(broker, "config", "get", "topic", topic, "retention.ms", "retention.m")
     assert "604800000" in told and "'retention.m'" in told and status == 1
+    for command in (["get"], ["set", "log.retention.ms=1000"]):
+        told, status = words(broker, "config", command[0], "broker", "987654", *command[1:])
+        assert "broker 987654" in told and "no such broker is alive" in told and status == 1
     told, status = words(broker, "consume", topic, "-g", "", "-e")
     assert "--group" in told and status == 2
 
