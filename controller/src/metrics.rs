@@ -15,7 +15,8 @@ use yuxi_protocol::ids::BrokerId;
 
 use crate::{
     admin::{Histogram, Kind, Metric, Page},
-    image::ClusterImage,
+    image::{ClusterImage, TopicChange},
+    keys::{LeaderRecovery, PartitionState},
 };
 
 /// The counters and timings of one loop.
@@ -27,6 +28,7 @@ pub(crate) struct ControllerMetrics {
     errors: AtomicU64,
     silent_brokers: AtomicU64,
     reigns: AtomicU64,
+    unclean_elections: AtomicU64,
 }
 
 type Counter = (Metric, fn(&ControllerMetrics) -> &AtomicU64);
@@ -59,7 +61,7 @@ const PROCESSING_TIME: Metric = metric(
      5 to 10 minutes.",
 );
 
-const COUNTERS: [Counter; 4] = [
+const COUNTERS: [Counter; 5] = [
     (
         metric(
             "kafka_controller_kafkacontroller_eventqueueoperationsstartedcount",
@@ -91,6 +93,15 @@ const COUNTERS: [Counter; 4] = [
             "How often this process has seen the seal change hands.",
         ),
         |metrics| &metrics.reigns,
+    ),
+    (
+        metric(
+            "kafka_controller_controllerstats_uncleanleaderelections_total",
+            Kind::Counter,
+            "How often this process, as the controller, has made a replica the leader that may lack \
+             acknowledged records.",
+        ),
+        |metrics| &metrics.unclean_elections,
     ),
 ];
 
@@ -183,6 +194,7 @@ impl ControllerMetrics {
             errors: AtomicU64::new(0),
             silent_brokers: AtomicU64::new(0),
             reigns: AtomicU64::new(0),
+            unclean_elections: AtomicU64::new(0),
         }
     }
 
@@ -210,6 +222,22 @@ impl ControllerMetrics {
     /// The seal changed hands.
     pub(crate) fn reign_began(&self) {
         self.reigns.fetch_add(1, Relaxed);
+    }
+
+    /// The cluster has come from `old` to `new`, under this process as the controller. Seen in
+    /// the states rather than counted by those who decide, of whom there are many.
+    pub(crate) fn decided(&self, old: &ClusterImage, new: &ClusterImage) {
+        let changes = new.changes_since(old).topics.into_iter();
+        let unclean: usize = changes
+            .map(|change| match change {
+                TopicChange::Changed { old, new } => new
+                    .changed_partitions(old)
+                    .filter(|&(id, state)| is_unclean(old.partition(id), state))
+                    .count(),
+                TopicChange::Created(_) | TopicChange::Deleted(_) => 0,
+            })
+            .sum();
+        self.unclean_elections.fetch_add(unclean as u64, Relaxed);
     }
 
     /// Writes it all, with what is true of `image` if `node_id` is its controller.
@@ -240,6 +268,14 @@ impl ControllerMetrics {
             }
         }
     }
+}
+
+/// Whether a leader was elected that has to recover what it may lack.
+fn is_unclean(old: Option<&PartitionState>, new: &PartitionState) -> bool {
+    let has_to = |state: &PartitionState| state.leader_recovery == LeaderRecovery::Recovering;
+    new.leader != BrokerId::NONE
+        && has_to(new)
+        && old.is_some_and(|old| !has_to(old) || old.leader != new.leader)
 }
 
 #[cfg(test)]
@@ -305,5 +341,50 @@ mod tests {
         let text = rendered(&metrics, &cluster.image, 2);
         has(&text, "kafkacontroller_activecontrollercount", 0);
         assert!(!text.contains("globaltopiccount"), "{text}");
+    }
+
+    #[test]
+    fn elections_that_may_lose_records_are_counted_and_no_others() {
+        let metrics = ControllerMetrics::new();
+        let mut cluster = Cluster::of(2);
+        cluster.create("t", &[&[1, 2]]);
+        let mut step = |change: fn(&mut Cluster), expected| {
+            let before = cluster.image.clone();
+            change(&mut cluster);
+            cluster.reconcile();
+            metrics.decided(&before, &cluster.image);
+            let text = rendered(&metrics, &cluster.image, 1);
+            has(
+                &text,
+                "controllerstats_uncleanleaderelections_total",
+                expected,
+            );
+        };
+        step(|cluster| cluster.unregister(1), 0);
+        step(
+            |cluster| {
+                cluster.register(1, &registration());
+            },
+            0,
+        );
+        step(|cluster| cluster.unregister(2), 0);
+        // The last in sync comes back after a power failure.
+        step(
+            |cluster| {
+                let value = crate::keys::BrokerValue {
+                    boot_id: "another boot".to_owned(),
+                    ..registration()
+                };
+                cluster.register(2, &value);
+            },
+            1,
+        );
+        // It still recovers.
+        step(
+            |cluster| {
+                cluster.register(3, &registration());
+            },
+            1,
+        );
     }
 }

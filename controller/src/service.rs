@@ -739,6 +739,10 @@ impl<S: MetadataStore> Service<S> {
         if reign(&new).is_some() && reign(&new) != reign(&old) {
             self.metrics.reign_began();
         }
+        let mine = new.controller().map(|holder| &holder.incarnation);
+        if mine == Some(&self.candidate.incarnation) {
+            self.metrics.decided(&old, &new);
+        }
         self.compare_min_isr(&old, &new);
         if brokers::asks_for_reconciling(&old, &new) {
             self.reconciled = None;
