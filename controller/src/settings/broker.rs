@@ -301,7 +301,8 @@ server_settings! {
         compression_zstd_level: i32 =
             "compression.zstd.level", Some("3"), Between(-131_072, 22), Running;
         /// How many in-sync replicas must have a write before a producer with acks=all is told
-        /// that it succeeded; with fewer in sync such writes are refused.
+        /// that it succeeded; with fewer in sync such writes are refused. A topic with fewer
+        /// replicas than that needs only as many as it has.
         min_insync_replicas: i32 = "min.insync.replicas", Some("1"), AtLeast(1), Running;
         /// Whether a replica that is not in sync may lead when no other is left, at the price
         /// of losing records.

@@ -140,7 +140,8 @@ topic_settings! {
     min_compaction_lag_ms: i64 = "min.compaction.lag.ms", AtLeast(0),
         ["log.cleaner.min.compaction.lag.ms" in SAME];
     /// How many in-sync replicas must have a write before a producer with acks=all is told that
-    /// it succeeded; with fewer in sync such writes are refused.
+    /// it succeeded; with fewer in sync such writes are refused. A topic with fewer replicas than
+    /// that needs only as many as it has.
     min_insync_replicas: i32 = "min.insync.replicas", AtLeast(1), ["min.insync.replicas" in SAME];
     /// Whether a new segment's file gets its full size at once.
     preallocate: bool = "preallocate", Any, ["log.preallocate" in SAME];
