@@ -252,16 +252,9 @@ impl Node {
             return None;
         }
         let (applied, newest) = (self.image(), self.controller.image());
-        let epoch = |image: &ClusterImage, topic: TopicName<'_>, partition: i32| {
-            let state = topic.find(image)?.partition(partition.into())?;
-            (state.leader == self.broker_id).then_some(state.leader_epoch)
-        };
         partitions
             .into_iter()
-            .any(|(topic, partition)| {
-                let leads_in = epoch(&newest, topic, partition);
-                leads_in.is_some() && leads_in != epoch(&applied, topic, partition)
-            })
+            .any(|partition| begins_to_lead(self.broker_id, partition, &applied, &newest))
             .then(|| newest.revision())
     }
 
@@ -380,4 +373,94 @@ pub(crate) fn endpoints(image: &ClusterImage) -> Vec<Endpoint> {
             })
         })
         .collect()
+}
+
+/// Whether `broker` leads the partition in an epoch of `newest` that `applied` does not have.
+fn begins_to_lead(
+    broker: BrokerId,
+    (topic, partition): (TopicName<'_>, i32),
+    applied: &ClusterImage,
+    newest: &ClusterImage,
+) -> bool {
+    let epoch = |image: &ClusterImage| {
+        let state = topic.find(image)?.partition(partition.into())?;
+        (state.leader == broker).then_some(state.leader_epoch)
+    };
+    let leads_in = epoch(newest);
+    leads_in.is_some() && leads_in != epoch(applied)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use yuxi_controller::{
+        keys::{Key, LeaderRecovery, PartitionState, TopicValue, print_partitions, print_value},
+        store::{Entry, Snapshot},
+    };
+    use yuxi_protocol::ids::LeaderEpoch;
+
+    /// A topic `t` whose one partition is led by `leader` in `epoch`.
+    pub(crate) fn image(leader: i32, epoch: i32) -> ClusterImage {
+        let topic_id = TopicId::from_bytes([1; 16]);
+        let state = PartitionState {
+            replicas: vec![BrokerId::new(1), BrokerId::new(2)],
+            isr: vec![BrokerId::new(1), BrokerId::new(2)],
+            elr: Vec::new(),
+            leader: BrokerId::new(leader),
+            leader_epoch: LeaderEpoch::new(epoch),
+            partition_epoch: epoch,
+            leader_recovery: LeaderRecovery::Recovered,
+            last_known_leader: None,
+            adding_replicas: Vec::new(),
+            removing_replicas: Vec::new(),
+            lost_data: Vec::new(),
+        };
+        let topic = TopicValue {
+            topic_id,
+            partitions: 1,
+        };
+        let entries = [
+            (Key::Topic("t".into()), print_value(&topic)),
+            (Key::Partitions(topic_id, 0), print_partitions(0, &[state])),
+        ];
+        let revision = Revision::new(1);
+        let entries = entries.map(|(key, value)| Entry {
+            key: key.to_string().into(),
+            value,
+            create_revision: revision,
+            mod_revision: revision,
+            session: None,
+        });
+        ClusterImage::from_snapshot(&Snapshot {
+            revision,
+            entries: entries.into(),
+        })
+        .expect("an image")
+    }
+
+    #[test]
+    fn a_leader_is_arriving_while_its_newest_epoch_is_not_applied_here() {
+        const ME: BrokerId = BrokerId::new(1);
+        let check = |applied: &ClusterImage, newest: &ClusterImage, expected: bool| {
+            let by_name = (TopicName::Name("t"), 0);
+            let by_id = (TopicName::Id(TopicId::from_bytes([1; 16])), 0);
+            for partition in [by_name, by_id] {
+                let arrives = begins_to_lead(ME, partition, applied, newest);
+                assert_eq!(arrives, expected, "{partition:?}");
+            }
+        };
+        let nothing = ClusterImage::default();
+        check(&image(2, 0), &image(1, 1), true);
+        // Again, after another life of this broker or of the partition.
+        check(&image(1, 1), &image(1, 2), true);
+        check(&nothing, &image(1, 0), true);
+        // It leads already, another one leads, or nobody does.
+        check(&image(1, 1), &image(1, 1), false);
+        check(&image(1, 1), &image(2, 2), false);
+        check(&nothing, &image(-1, 1), false);
+        check(&image(1, 1), &nothing, false);
+        for unknown in [(TopicName::Name("u"), 0), (TopicName::Name("t"), 1)] {
+            assert!(!begins_to_lead(ME, unknown, &image(2, 0), &image(1, 1)));
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Processes that die, fall silent and come back, and who takes over when. Sessions
 //! are too long to matter here.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use yuxi_protocol::ids::BrokerId;
 
@@ -66,6 +66,31 @@ async fn a_silent_broker_is_fenced_and_registers_again_by_itself() {
     let later = three.epoch(3);
     acquainted().await;
     assert_eq!(one.epoch(3), later, "once is enough");
+}
+
+#[tokio::test]
+async fn brokers_whose_sessions_are_lost_together_lead_on_for_a_while_if_they_answer() {
+    let store = EmbeddedStore::in_memory();
+    let [one, two, three] = three(&store).await;
+    acquainted().await;
+    // They will not learn of it, and so not register again.
+    for process in [&two, &three] {
+        process.deafen();
+    }
+    let image = one.controller.image();
+    let lost = Instant::now();
+    for broker in [2, 3] {
+        let session = image.registration(BrokerId::new(broker)).unwrap().session;
+        store.close_session(session.unwrap()).await.unwrap();
+    }
+    one.until(|image| image.registrations().count() == 1).await;
+    one.until(|image| led(image, 1) == 9).await;
+    let patience = Duration::from_secs(3);
+    assert!(
+        lost.elapsed() >= patience,
+        "three time-outs: {:?}",
+        lost.elapsed()
+    );
 }
 
 #[tokio::test]

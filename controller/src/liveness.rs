@@ -94,6 +94,24 @@ pub(crate) struct Observation {
     pub(crate) refused: bool,
 }
 
+impl Observation {
+    /// An answer came.
+    fn answered(&mut self, now: Instant) {
+        *self = Self {
+            heard: Some(now),
+            refused: false,
+        };
+    }
+
+    /// The port refused a connection; whether that is news. Of a process that was never
+    /// reached it says nothing: the address may be wrong as seen from here.
+    fn turned_away(&mut self) -> bool {
+        let is_news = self.heard.is_some() && !self.refused;
+        self.refused |= is_news;
+        is_news
+    }
+}
+
 /// What follows from the observations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdicts {
@@ -602,16 +620,11 @@ impl Watching {
     }
 
     fn heard(&self) {
-        *lock(&self.seen) = Observation {
-            heard: Some(Instant::now()),
-            refused: false,
-        };
+        lock(&self.seen).answered(Instant::now());
     }
 
     fn refused(&self) {
-        let mut seen = lock(&self.seen);
-        if seen.heard.is_some() && !seen.refused {
-            seen.refused = true;
+        if lock(&self.seen).turned_away() {
             self.found.notify_one();
         }
     }

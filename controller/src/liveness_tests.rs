@@ -70,6 +70,20 @@ fn a_verdict_follows_from_what_was_heard_last() {
 }
 
 #[test]
+fn a_refusal_counts_once_and_only_of_a_process_that_was_reached() {
+    let now = start();
+    let mut seen = Observation::default();
+    assert!(!seen.turned_away(), "it may be out of reach from here");
+    assert!(!seen.refused);
+    seen.answered(now);
+    assert!(seen.turned_away());
+    assert!(seen.refused);
+    assert!(!seen.turned_away(), "that is known");
+    seen.answered(now);
+    assert!(!seen.refused, "something is there again");
+}
+
+#[test]
 fn the_next_look_is_due_when_a_silence_becomes_too_long() {
     let now = start();
     let mut monitor = monitor(now);

@@ -303,10 +303,12 @@ async fn answers_and_further_decisions_wait_for_the_change_to_be_in_the_image() 
 }
 
 #[tokio::test]
-async fn the_start_survives_lost_answers_too() {
+async fn the_start_survives_lost_answers_and_a_store_that_fails_once() {
     for key in ["brokers/", "controller", "admitted/", "cluster"] {
-        for fault in [Fault::AnswerLost, Fault::RequestLost] {
-            let (_, answer) = create_under(&[(key, fault)]).await;
+        for fault in [Fault::AnswerLost, Fault::RequestLost, Fault::Unavailable] {
+            let faults = [(key, fault)];
+            let started = timeout(Duration::from_secs(20), create_under(&faults));
+            let (_, answer) = started.await.expect("a start in time");
             assert_eq!(answer, Ok(()), "{key} {fault:?}");
         }
     }

@@ -50,3 +50,26 @@ impl LeaderHints {
         endpoints
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::tests::image;
+
+    #[test]
+    fn a_leader_is_named_with_its_epoch_and_where_there_is_none_nobody_is() {
+        let name = |leader, topic, partition| {
+            let mut hints = LeaderHints {
+                image: Arc::new(image(leader, 7)),
+                named: BTreeSet::new(),
+            };
+            let led = hints.leader(TopicName::Name(topic), partition);
+            assert_eq!(hints.named, led.iter().map(|&(id, _)| id).collect());
+            led
+        };
+        let two = (BrokerId::new(2), LeaderEpoch::new(7));
+        assert_eq!(name(2, "t", 0), Some(two));
+        assert_eq!(name(-1, "t", 0), None);
+        assert_eq!((name(2, "t", 1), name(2, "u", 0)), (None, None));
+    }
+}

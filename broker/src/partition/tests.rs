@@ -2,7 +2,12 @@
 
 use super::*;
 use crate::metrics::Metrics;
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    pin::pin,
+    task::{Context, Waker},
+};
 use yuxi_controller::{
     keys::{LeaderRecovery, PartitionState},
     settings::ServerSettings,
@@ -178,8 +183,19 @@ impl Followed {
         assert!(followed.fetch(0).records.is_some());
         assert!(followed.fetch(1).is_settled);
         // The high watermark moved with that.
-        followed.news.take();
+        followed.forget_news();
         followed
+    }
+
+    fn forget_news(&self) {
+        self.news.take();
+        self.is_woken();
+    }
+
+    /// Whether a fetch that waits would end.
+    fn is_woken(&self) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        pin!(self.news.woken()).poll(&mut context).is_ready()
     }
 
     fn state(epoch: i32, isr: &[i32], partition_epoch: i32) -> PartitionState {
@@ -220,42 +236,74 @@ impl Followed {
 #[test]
 fn whatever_a_follower_must_hear_of_puts_the_partition_on_its_list() {
     type Change = fn(&Followed);
-    let changes: [(&str, Change); 7] = [
-        ("an append", |followed| {
+    const AT_ONCE: bool = true;
+    const WITH_ITS_NEXT_ANSWER: bool = false;
+    let changes: [(&str, bool, Change); 9] = [
+        ("an append", AT_ONCE, |followed| {
             append(&followed.partition, RequiredAcks::All);
         }),
-        ("the high watermark", |followed| {
+        ("the high watermark", WITH_ITS_NEXT_ANSWER, |followed| {
             append(&followed.partition, RequiredAcks::All);
-            followed.news.take();
+            followed.forget_news();
             followed.fetch(2);
         }),
-        ("deleted records", |followed| {
+        ("deleted records", AT_ONCE, |followed| {
             let deleted = followed.partition.delete_records(Some(Offset::new(1)), 1);
             deleted.expect("deleted");
         }),
-        ("retention", |followed| {
+        ("retention", WITH_ITS_NEXT_ANSWER, |followed| {
             let deleted = followed
                 .partition
                 .with_log(|log, _| log.delete_records_before(Offset::new(1), 1));
             deleted.expect("here").expect("deleted");
         }),
-        ("another ISR", |followed| {
+        ("another ISR", WITH_ITS_NEXT_ANSWER, |followed| {
             let state = Followed::state(0, &[1], 1);
             followed.partition.become_leader(&state, 1);
         }),
-        ("another epoch", |followed| {
+        ("another epoch", AT_ONCE, |followed| {
             let state = Followed::state(1, &[1, 2], 1);
             followed.partition.become_leader(&state, 1);
         }),
-        ("its deletion", |followed| followed.partition.delete()),
+        ("another leader", AT_ONCE, |followed| {
+            let state = state(1, BrokerId::new(2));
+            followed.partition.become_follower(&state);
+        }),
+        ("its deletion", AT_ONCE, |followed| {
+            followed.partition.delete();
+        }),
+        ("a failed disk", AT_ONCE, |followed| {
+            followed.partition.go_offline();
+        }),
     ];
-    for (what, change) in changes {
+    for (what, at_once, change) in changes {
         let directory = tempfile::tempdir().expect("a directory");
         let followed = Followed::new(directory.path());
+        assert!(!followed.is_woken(), "nothing has changed yet");
         assert!(followed.news.take().is_empty(), "nothing has changed yet");
         change(&followed);
+        assert_eq!(followed.is_woken(), at_once, "{what}");
         assert_eq!(followed.news.take(), [(TopicId::ZERO, 0)], "{what}");
     }
+}
+
+#[test]
+fn a_follower_that_stays_behind_for_too_long_is_proposed_out_of_the_isr() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let followed = Followed::new(directory.path());
+    let proposed = |now_ms| {
+        let lag_ms = 1000;
+        let proposal = followed.partition.propose_isr(Now { now_ms, lag_ms });
+        let members = proposal.map(|proposal| proposal.isr);
+        members.map(|isr| isr.iter().map(|&(id, _)| id.value()).collect::<Vec<_>>())
+    };
+    assert_eq!(proposed(10_000), None, "it has everything");
+    // Its session was heard of at this time.
+    followed.news.asked(20_000);
+    append(&followed.partition, RequiredAcks::All);
+    assert_eq!(proposed(21_000), None, "not for long");
+    assert_eq!(proposed(21_001), Some(vec![1]));
+    assert_eq!(proposed(30_000), None, "one proposal at a time");
 }
 
 #[test]
@@ -268,6 +316,27 @@ fn a_follower_is_settled_only_in_sync_and_with_all_there_is() {
     let alone = Followed::state(0, &[1], 1);
     followed.partition.become_leader(&alone, 1);
     assert!(!followed.fetch(2).is_settled, "it is not in sync");
+}
+
+#[test]
+fn a_consumer_is_sent_only_to_who_is_in_sync_and_has_the_record_or_ends_there() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let followed = Followed::new(directory.path());
+    let partition = &followed.partition;
+    append(partition, RequiredAcks::All);
+    let with = |offset| partition.followers_with(Offset::new(offset));
+    let two = [BrokerId::new(2)];
+    assert_eq!((with(0), with(1)), (two.into(), two.into()));
+    assert_eq!(with(2), [], "it lacks a record before that");
+    followed.fetch(2);
+    assert_eq!(with(2), two);
+    let deleted = partition.delete_records(Some(Offset::new(1)), 1);
+    deleted.expect("deleted");
+    assert_eq!(with(0), two, "it has not heard of that");
+    followed.fetch(2);
+    assert_eq!(with(0), [], "it has deleted that");
+    partition.become_leader(&Followed::state(0, &[1], 1), 1);
+    assert_eq!(with(2), [], "it is not in sync");
 }
 
 #[test]

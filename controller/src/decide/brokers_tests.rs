@@ -428,6 +428,23 @@ fn a_broker_that_comes_back_while_it_is_unregistered_is_not_forgotten() {
 }
 
 #[test]
+fn a_broker_that_registers_again_while_it_is_fenced_keeps_its_new_registration() {
+    let mut cluster = cluster(2, &[&[1, 2]], "1");
+    let late = fence(&cluster.image, &settings(), &[id(2)], &[]);
+    let deletion = late
+        .iter()
+        .find(|changes| {
+            let mut operations = changes.operations.iter();
+            operations.any(|operation| operation.key() == Key::Broker(id(2)).to_string())
+        })
+        .unwrap();
+    assert!(cluster.would_accept(deletion));
+    cluster.unregister(2);
+    cluster.register(2, &registration());
+    assert!(!cluster.would_accept(deletion), "it is of another life");
+}
+
+#[test]
 fn a_topic_deleted_while_a_broker_is_away_leaves_nothing_for_its_return() {
     let mut cluster = cluster(2, &[&[1, 2], &[2, 1]], "1");
     let topic = cluster.image.topic("t").unwrap().id;
