@@ -2,13 +2,20 @@
 //! store, registers the broker, competes for the seal and, while it holds that,
 //! decides and commits.
 //!
-//! It owns everything here and does one thing at a time. It looks at how things stand
+//! It owns its parts ([`following`], [`reign`], [`endings`], [`notices`], the registration, the liveness of
+//! the others) and does one thing at a time. It looks at how things stand
 //! rather than at what happened ([`Service::next_task`]), so whatever is lost (an answer, a
-//! session, the watch) is made good by looking again. Invariants: the image is changed by
-//! the store alone; a decision is made only on an image that has every earlier one in
+//! session, the watch) is made good by looking again. Invariants: a decision is made only on
+//! an image that has every earlier one in
 //! it; what is committed is guarded by the controller epoch (I5) and by the
 //! revisions that the decision saw; a new controller reconciles before it decides
 //! anything else (I11); callers are answered once their change is in the image.
+
+mod endings;
+mod following;
+mod notices;
+mod reign;
+mod task;
 
 use std::{
     collections::VecDeque,
@@ -19,32 +26,34 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
 use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
 };
-use yuxi_protocol::ids::ControllerEpoch;
 
 use crate::{
     Campaign, ControllerError, ControllerOptions,
     command::Asked,
-    decide::{brokers, configs, elections, topics::random_topic_id},
+    decide::{brokers, topics::random_topic_id},
     election::{Candidate, Seal, Session},
     image::ClusterImage,
-    keys::{ClusterValue, ConfigScope, Key, LAYOUT, print_value},
+    keys::{ClusterValue, Key, LAYOUT, print_value},
     liveness::{Liveness, Timing, is_in_line},
     metrics::ControllerMetrics,
-    rebalance::RebalanceTimer,
-    registration::{Registered, Registrant, Registration, holder},
+    registration::{OwnRegistration, Registered, Registrant},
     remote::Remote,
     store::{
-        Batch, Commit, Guard, MetadataStore, Operation, Revision, SessionId, Snapshot, StoreError,
-        Transaction, Watch, WatchEvent,
+        Commit, Guard, MetadataStore, Operation, Revision, Snapshot, StoreError, Transaction,
+        Watch, WatchEvent,
     },
     transactions::{is_applied, pack, pack_in_portions},
 };
+use endings::Endings;
+use following::{Following, read};
+use notices::Notices;
+use reign::Reign;
+use task::{Cause, Task};
 
 /// How long to wait before what failed is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
@@ -52,15 +61,8 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// How often one transaction is tried when its outcome is unknown or a guard failed.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// When a broker that is not let in says so, first and then again.
-const FIRST_REMINDER: Duration = Duration::from_secs(1);
-const REMINDER: Duration = Duration::from_secs(10);
-
 /// How long a loop that ends waits for the last call to the store.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
-
-/// How many session TTLs a registration waits for an earlier one under its id to go.
-const REGISTRATION_TTLS: u32 = 2;
 
 /// What the handle sends.
 pub(crate) enum Request {
@@ -79,20 +81,18 @@ pub(crate) async fn start<S: MetadataStore>(
     way_back: mpsc::WeakSender<Request>,
     metrics: Arc<ControllerMetrics>,
 ) -> Result<watch::Receiver<Arc<ClusterImage>>, ControllerError> {
-    let (snapshot, batches) = read(store.clone()).await?;
-    let image = ClusterImage::from_snapshot(&snapshot)?;
+    let following = Following::start(&store).await?;
     let session = Session::open(&store, options.session_ttl).await?;
     let mut random = match options.seed {
         Some(seed) => StdRng::seed_from_u64(seed),
         None => StdRng::from_os_rng(),
     };
-    let (image, receiver) = watch::channel(Arc::new(image));
+    let receiver = following.subscribe();
     let candidate = Candidate {
         node_id: options.node_id,
         incarnation: format!("{:016x}", random.next_u64()),
         endpoint: options.endpoint.clone(),
     };
-    let settings = Arc::clone(&options.settings);
     let service = Service {
         remote: Remote::new(
             candidate.node_id,
@@ -101,25 +101,22 @@ pub(crate) async fn start<S: MetadataStore>(
             way_back,
         ),
         liveness: Liveness::new(candidate.node_id, Timing::of(&options.settings)),
+        registration: OwnRegistration::new(options.node_id, options.session_ttl),
+        reign: Reign::new(&options.settings, options.is_alone),
+        endings: Endings::default(),
+        notices: Notices::new(&candidate.incarnation, &options, &metrics),
+        following,
         candidate,
         store,
         options,
         random,
-        image,
-        batches: Some(batches),
         session: Some(session),
-        registration: None,
-        to_revoke: VecDeque::new(),
-        revoked: None,
         retired: false,
         outrun: None,
         requests,
         task: None,
         running: None,
-        committed: Revision::ZERO,
         unseen: VecDeque::new(),
-        reconciled: None,
-        rebalance: RebalanceTimer::new(&settings),
         trouble: None,
         metrics,
     };
@@ -135,34 +132,25 @@ struct Service<S> {
     remote: Remote,
     /// Who of the others is alive.
     liveness: Liveness,
-    /// Sessions of processes that are dead, to be ended.
-    to_revoke: VecDeque<SessionId>,
-    /// The last session that was ended for being a dead controller's.
-    revoked: Option<SessionId>,
+    endings: Endings,
+    notices: Notices,
+    reign: Reign,
+    following: Following,
+    registration: OwnRegistration,
     /// Whether this process is on its way out.
     retired: bool,
     /// Somebody else was faster to the seal or this broker's id; the image has yet to say so.
     outrun: Option<Instant>,
     random: StdRng,
-    image: watch::Sender<Arc<ClusterImage>>,
-    /// `None` when the image has to be read anew.
-    batches: Option<Watch>,
     /// `None` when a new one has to be opened.
     session: Option<Session>,
-    registration: Option<Registration>,
     requests: mpsc::Receiver<Request>,
     /// What is being committed.
     task: Option<Task>,
     /// The one call to the store that is under way.
     running: Option<Running>,
-    /// The last revision that this process committed.
-    committed: Revision,
     /// Commands whose changes are committed, with the revision they are visible from.
     unseen: VecDeque<(Revision, Asked)>,
-    /// The reign in which every partition was compared with the live brokers, as they
-    /// still are.
-    reconciled: Option<ControllerEpoch>,
-    rebalance: RebalanceTimer,
     /// What went wrong last, and until when to let it rest.
     trouble: Option<(Instant, ControllerError)>,
     metrics: Arc<ControllerMetrics>,
@@ -189,32 +177,11 @@ enum Event {
     Request(Option<Request>),
 }
 
-/// Transactions to commit one after the other.
-struct Task {
-    cause: Cause,
-    transactions: VecDeque<Transaction>,
-    applied: usize,
-    attempts: u32,
-    /// Whether the first of them may have been applied.
-    in_doubt: bool,
-}
-
-enum Cause {
-    Found,
-    Register,
-    Campaign,
-    Resign,
-    /// What every process must see alike is written down.
-    Settle,
-    Reconcile,
-    Rebalance,
-    Command(Asked),
-}
-
 impl<S: MetadataStore> Service<S> {
     async fn run(mut self) {
         self.watch_the_living(&ClusterImage::default());
-        self.compare_min_isr(&ClusterImage::default(), &self.image.borrow());
+        let image = self.following.image();
+        self.notices.image(&ClusterImage::default(), &image);
         loop {
             self.answer_what_is_visible();
             self.start_what_is_due();
@@ -227,7 +194,7 @@ impl<S: MetadataStore> Service<S> {
                 Event::SessionLost => self.session = None,
                 Event::Liveness => {
                     if self.liveness.look(&self.metrics) {
-                        self.reconciled = None;
+                        self.reign.reconcile_again();
                     }
                 }
                 Event::Timer => self.timer(),
@@ -236,7 +203,7 @@ impl<S: MetadataStore> Service<S> {
                     self.decide(asked, 0);
                 }
                 Event::Request(Some(Request::Register(registrant, reply))) => {
-                    self.register(registrant, reply);
+                    self.registration.ask(registrant, reply);
                 }
                 Event::Request(Some(Request::Retire)) => self.retired = true,
                 Event::Request(Some(Request::Stop(reply))) => {
@@ -258,7 +225,7 @@ impl<S: MetadataStore> Service<S> {
         let ready = self.is_idle() || self.trouble.is_some();
         tokio::select! {
             biased;
-            event = or_never(self.batches.as_mut().map(StreamExt::next)) => Event::Batch(event),
+            event = self.following.next() => Event::Batch(event),
             done = or_never(self.running.as_mut()) => {
                 self.running = None;
                 Event::Done(done)
@@ -273,13 +240,9 @@ impl<S: MetadataStore> Service<S> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let registration = self.registration.as_ref();
-        let waits = registration
-            .filter(|registration| !registration.waiting.is_empty())
-            .map(|registration| registration.give_up_at.min(registration.remind_at));
         let retry = self.trouble.as_ref().map(|(until, _)| *until);
-        let rebalance = self.rebalance.deadline().filter(|_| self.is_idle());
-        [waits, retry, self.outrun, rebalance]
+        let rebalance = self.reign.deadline().filter(|_| self.is_idle());
+        [self.registration.deadline(), retry, self.outrun, rebalance]
             .into_iter()
             .flatten()
             .min()
@@ -297,55 +260,16 @@ impl<S: MetadataStore> Service<S> {
         if self.outrun.is_some_and(|until| until <= now) {
             // The image should have said by now who was.
             self.outrun = None;
-            self.batches = None;
+            self.following.lose();
         }
-        let node_id = self.options.node_id;
-        let image = Arc::clone(&self.image.borrow());
-        let taken = self.is_taken(&image);
-        let Some(registration) = &mut self.registration else {
-            return;
-        };
-        if registration.remind_at <= now && !registration.waiting.is_empty() {
-            registration.remind_at = now + REMINDER;
-            match image.controller() {
-                _ if taken => tracing::info!(
-                    node = %node_id,
-                    "waiting for another process with this node.id to be gone"
-                ),
-                None => tracing::info!(
-                    broker = %node_id,
-                    "waiting for a controller: there is none, and this broker is no candidate or \
-                     not yet one"
-                ),
-                Some(controller) => tracing::info!(
-                    broker = %node_id,
-                    controller = %controller.node_id,
-                    "waiting for the controller to let this broker in"
-                ),
-            }
-        }
-        if registration.give_up_at <= now {
-            let error = match &self.trouble {
-                Some((_, error)) if !error.is_store_unavailable() => error.clone(),
-                _ if taken => ControllerError::DuplicateBrokerRegistration(node_id.value()),
-                // Sooner or later the store is back and a controller lets it in.
-                _ => {
-                    registration.give_up_at = now + self.options.session_ttl * REGISTRATION_TTLS;
-                    return;
-                }
-            };
-            for waiting in registration.waiting.drain(..) {
-                let _ = waiting.send(Err(error.clone()));
-            }
-        }
+        let image = self.following.image();
+        let trouble = self.trouble.as_ref().map(|(_, error)| error);
+        self.registration.look_at_the_clock(now, &image, trouble);
     }
 
     /// Whether nothing is under way and the image has all that was committed.
     fn is_idle(&self) -> bool {
-        self.task.is_none()
-            && self.running.is_none()
-            && self.batches.is_some()
-            && self.image.borrow().revision() >= self.committed
+        self.task.is_none() && self.running.is_none() && self.following.is_current()
     }
 
     fn start_what_is_due(&mut self) {
@@ -353,7 +277,7 @@ impl<S: MetadataStore> Service<S> {
             return;
         }
         let store = self.store.clone();
-        if self.batches.is_none() {
+        if self.following.is_lost() {
             self.running = Some(Box::pin(async move { Done::Read(read(store).await) }));
             return;
         }
@@ -370,7 +294,7 @@ impl<S: MetadataStore> Service<S> {
             self.task = self.next_task();
         }
         if self.task.is_none()
-            && let Some(session) = self.to_revoke.pop_front()
+            && let Some(session) = self.endings.take_next()
         {
             self.running = Some(Box::pin(async move {
                 Done::Revoked(store.close_session(session).await)
@@ -388,79 +312,45 @@ impl<S: MetadataStore> Service<S> {
 
     /// What the image, as it stands, asks of this process.
     fn next_task(&mut self) -> Option<Task> {
-        let image = Arc::clone(&self.image.borrow());
+        let image = self.following.image();
         let session = self.session.as_ref()?;
         if image.cluster_id().is_none() {
             let id = match &self.options.cluster_id {
                 Some(id) => id.clone(),
                 None => random_topic_id(&mut self.random).to_string(),
             };
-            let found = found_cluster(&id);
-            return Some(Task::new(Cause::Found, [found].into()));
+            return Some(Task::one(Cause::Upkeep, found_cluster(&id)));
         }
-        if let Some(registration) = &self.registration
-            && holder(&image, self.options.node_id).is_none()
-            && !self.retired
+        if !self.retired
             && self.outrun.is_none()
+            && let Some(transaction) = self.registration.due(&image, session.id)
         {
-            let node_id = self.options.node_id;
-            let transaction = registration.registrant.transaction(node_id, session.id);
-            return Some(Task::new(Cause::Register, [transaction].into()));
+            return Some(Task::one(Cause::Race, transaction));
         }
         match self.candidate.seal(&image, session.id) {
             Seal::Free if self.campaigns(&image) && self.outrun.is_none() => {
                 let transaction = self.candidate.campaign(session.id);
-                Some(Task::new(Cause::Campaign, [transaction].into()))
+                Some(Task::one(Cause::Race, transaction))
             }
             Seal::Mine(epoch) if self.retired => {
-                let transaction = Candidate::resign(epoch);
-                Some(Task::new(Cause::Resign, [transaction].into()))
+                Some(Task::one(Cause::Upkeep, Candidate::resign(epoch)))
             }
-            Seal::Stale(epoch) => {
-                let transaction = Candidate::resign(epoch);
-                Some(Task::new(Cause::Resign, [transaction].into()))
+            Seal::Stale(epoch) => Some(Task::one(Cause::Upkeep, Candidate::resign(epoch))),
+            Seal::Mine(epoch) if session.is_alive() => {
+                let endings = &mut self.endings;
+                self.reign.next_task(epoch, &image, &self.liveness, endings)
             }
-            Seal::Mine(epoch) if self.reconciled != Some(epoch) && session.is_alive() => {
-                if !self.options.is_alone {
-                    let settling = configs::settle_min_isr(&image, &self.options.settings);
-                    if !settling.is_empty() {
-                        return Some(Task::new(Cause::Settle, pack(settling, epoch)));
-                    }
-                }
-                let dead = self.liveness.dead_brokers(&image);
-                let mut changes = brokers::remove_orphans(&image);
-                let spared = self.liveness.spared();
-                changes.extend(brokers::fence(
-                    &image,
-                    &self.options.settings,
-                    &dead,
-                    spared,
-                ));
-                let sessions = dead
-                    .iter()
-                    .filter_map(|&id| image.registration(id)?.session);
-                self.to_revoke.extend(sessions);
-                self.reconciled = Some(epoch);
-                let transactions = pack(changes, epoch);
-                if transactions.is_empty() {
-                    self.has_reconciled();
-                    return None;
-                }
-                Some(Task::new(Cause::Reconcile, transactions))
-            }
-            Seal::Mine(epoch) if session.is_alive() => self.rebalance(&image, epoch),
             Seal::Taken => {
-                self.rebalance.stop();
-                let dead = self.liveness.dead_controller(&image);
-                if let Some(session) = dead.filter(|&session| self.revoked != Some(session)) {
+                self.reign.is_over();
+                if let Some(session) = self.liveness.dead_controller(&image)
+                    && self.endings.add_once(session)
+                {
                     tracing::warn!(%session, "the controller is dead: its session is ended");
-                    self.revoked = Some(session);
-                    self.to_revoke.push_back(session);
                 }
                 None
             }
             Seal::Mine(_) | Seal::Free => {
-                self.rebalance.stop();
+                self.reign.is_over();
                 None
             }
         }
@@ -469,74 +359,33 @@ impl<S: MetadataStore> Service<S> {
     /// Whether this process competes for the seal now.
     fn campaigns(&self, image: &ClusterImage) -> bool {
         let wants = match self.options.campaign {
-            Campaign::OnceRegistered => self.registration.is_some() && !self.is_taken(image),
+            Campaign::OnceRegistered => self.registration.has_its_number(image),
             Campaign::Never => false,
         };
         wants && !self.retired
     }
 
-    /// Whether another process, or another life of this one, has this one's number.
-    fn is_taken(&self, image: &ClusterImage) -> bool {
-        let mine = self.registration.as_ref();
-        let mine = mine.map(|registration| registration.registrant.incarnation());
-        let holder = holder(image, self.options.node_id);
-        holder.is_some_and(|holder| Some(holder.incarnation) != mine)
-    }
-
     /// A registration that is gone while the session seems to live was fenced, and the
     /// session is about to be ended: registering in it again would not last.
     fn leave_a_fenced_session(&mut self) {
-        let image = Arc::clone(&self.image.borrow());
-        let (Some(session), Some(registration)) = (&self.session, &self.registration) else {
+        let image = self.following.image();
+        let Some(session) = self.session.as_ref().map(|session| session.id) else {
             return;
         };
-        let holds_seal = matches!(self.candidate.seal(&image, session.id), Seal::Mine(_));
-        if registration.session == Some(session.id)
-            && holder(&image, self.options.node_id).is_none()
-            && !holds_seal
-            && !self.retired
-        {
+        let holds_seal = matches!(self.candidate.seal(&image, session), Seal::Mine(_));
+        if self.registration.is_gone_from(&image, session) && !holds_seal && !self.retired {
             tracing::warn!("this process was fenced and registers again");
-            self.to_revoke.push_back(session.id);
+            self.endings.add([session]);
             self.session = None;
         }
     }
 
-    /// An earlier process on this broker's own data directory is surely gone, since this
-    /// one has locked the directory on the same, still running, machine.
     fn end_a_former_life(&mut self) {
-        let image = Arc::clone(&self.image.borrow());
-        let Some(registration) = self.registration.as_ref().filter(|r| r.session.is_none()) else {
-            return;
-        };
-        let Registrant::Broker(mine) = &registration.registrant else {
-            return;
-        };
-        let former = image.registration(self.options.node_id).filter(|broker| {
-            let other = &broker.registration;
-            other.incarnation != mine.incarnation
-                && !mine.boot_id.is_empty()
-                && other.boot_id == mine.boot_id
-                && !mine.directories.is_empty()
-                && other.directories == mine.directories
-        });
-        let session = former.and_then(|broker| broker.session);
-        if let Some(session) = session.filter(|&session| self.revoked != Some(session)) {
+        if let Some(session) = self.registration.former_life(&self.following.image())
+            && self.endings.add_once(session)
+        {
             tracing::info!("the registration of this broker's last process is ended");
-            self.revoked = Some(session);
-            self.to_revoke.push_back(session);
         }
-    }
-
-    fn rebalance(&mut self, image: &ClusterImage, epoch: ControllerEpoch) -> Option<Task> {
-        let now = Instant::now();
-        if !self.rebalance.is_due(now) {
-            return None;
-        }
-        let (changes, more) = elections::rebalance(image, &self.options.settings);
-        self.rebalance.looked(now, more);
-        let transactions = pack_in_portions(changes, epoch);
-        (!transactions.is_empty()).then(|| Task::new(Cause::Rebalance, transactions))
     }
 
     fn done(&mut self, done: Done) {
@@ -545,8 +394,7 @@ impl<S: MetadataStore> Service<S> {
             Done::Session(Ok(session)) => self.session = Some(session),
             Done::Revoked(Ok(())) => {}
             Done::Revoked(Err(error)) => {
-                // It ends by itself later, unless it is ended first.
-                self.revoked = None;
+                self.endings.failed();
                 self.rest(error.into());
             }
             Done::Read(Err(error)) | Done::Session(Err(error)) => self.rest(error.into()),
@@ -561,12 +409,12 @@ impl<S: MetadataStore> Service<S> {
     fn task_done(&mut self, mut task: Task, outcome: Result<Commit, StoreError>) {
         match outcome {
             Ok(Commit::Applied(revision)) => self.applied(task, revision),
-            Ok(Commit::Refused) if matches!(task.cause, Cause::Campaign | Cause::Register) => {
+            Ok(Commit::Refused) if matches!(task.cause, Cause::Race) => {
                 self.outrun = Some(Instant::now() + RETRY_DELAY);
             }
             Ok(Commit::Refused) => {
                 // Something is not as the image has it.
-                self.batches = None;
+                self.following.lose();
                 task.attempts += 1;
                 if task.applied == 0 && task.attempts < MAX_ATTEMPTS {
                     task.transactions.clear();
@@ -577,7 +425,7 @@ impl<S: MetadataStore> Service<S> {
             }
             Err(error @ StoreError::Unknown(_)) => {
                 tracing::warn!(%error, "reading back what became of a metadata commit");
-                self.batches = None;
+                self.following.lose();
                 task.attempts += 1;
                 if task.attempts < MAX_ATTEMPTS {
                     task.in_doubt = true;
@@ -601,44 +449,34 @@ impl<S: MetadataStore> Service<S> {
     }
 
     fn applied(&mut self, mut task: Task, revision: Revision) {
-        self.committed = self.committed.max(revision);
-        task.transactions.pop_front();
-        task.applied += 1;
-        task.attempts = 0;
-        task.in_doubt = false;
-        if !task.transactions.is_empty() {
+        self.following.committed(revision);
+        if !task.advance() {
             self.task = Some(task);
             return;
         }
         match task.cause {
             Cause::Command(asked) => self.unseen.push_back((revision, asked)),
-            Cause::Reconcile => self.has_reconciled(),
-            Cause::Found
-            | Cause::Register
-            | Cause::Campaign
-            | Cause::Resign
-            | Cause::Settle
-            | Cause::Rebalance => {}
-        }
-    }
-
-    fn has_reconciled(&self) {
-        if let Some(epoch) = self.reconciled {
-            tracing::info!(%epoch, "this controller has reconciled every partition");
+            Cause::Reconcile => self.reign.has_reconciled(),
+            Cause::Race | Cause::Upkeep => {}
         }
     }
 
     fn failed(&mut self, task: Task, error: ControllerError) {
-        match task.cause {
-            Cause::Command(asked) => asked.finish(Err(error)),
-            Cause::Reconcile => self.reconciled = None,
-            // The image still asks for these, or will when it is next looked at.
-            Cause::Found
-            | Cause::Register
-            | Cause::Campaign
-            | Cause::Resign
-            | Cause::Settle
-            | Cause::Rebalance => {}
+        if let Some(asked) = self.undone(task.cause) {
+            asked.finish(Err(error));
+        }
+    }
+
+    /// A task was not done; the command that it was. What the image asks for is found again
+    /// when it is next looked at.
+    fn undone(&mut self, cause: Cause) -> Option<Asked> {
+        match cause {
+            Cause::Command(asked) => Some(asked),
+            Cause::Reconcile => {
+                self.reign.reconcile_again();
+                None
+            }
+            Cause::Race | Cause::Upkeep => None,
         }
     }
 
@@ -650,31 +488,18 @@ impl<S: MetadataStore> Service<S> {
     }
 
     fn read_anew(&mut self, snapshot: &Snapshot, batches: Watch) {
-        let image = match ClusterImage::from_snapshot(snapshot)
-            .map_err(ControllerError::from)
-            .and_then(|image| self.of_this_cluster(image))
-        {
-            Ok(image) => image,
+        match self.following.read_anew(snapshot, batches) {
+            Ok(old) => self.moved_on(&old),
             Err(error) => return self.rest(error),
-        };
-        self.batches = Some(batches);
-        // A store that was put back from a backup may be behind what it once said.
-        self.committed = self.committed.min(snapshot.revision);
-        self.publish(image);
+        }
         let Some(mut task) = self.task.take() else {
             return;
         };
         if !task.in_doubt {
             // It was refused; the image says what to do instead.
-            match task.cause {
-                Cause::Command(asked) => self.decide(asked, task.attempts),
-                Cause::Reconcile => self.reconciled = None,
-                Cause::Found
-                | Cause::Register
-                | Cause::Campaign
-                | Cause::Resign
-                | Cause::Settle
-                | Cause::Rebalance => {}
+            let attempts = task.attempts;
+            if let Some(asked) = self.undone(task.cause) {
+                self.decide(asked, attempts);
             }
             return;
         }
@@ -690,89 +515,33 @@ impl<S: MetadataStore> Service<S> {
 
     fn batch(&mut self, event: Option<Result<WatchEvent, StoreError>>) {
         match event {
-            Some(Ok(WatchEvent::Batch(batch))) => self.advance(&batch),
-            Some(Ok(WatchEvent::Compacted)) | None => self.batches = None,
+            Some(Ok(WatchEvent::Batch(batch))) => match self.following.advance(&batch) {
+                Ok(Some(old)) => self.moved_on(&old),
+                Ok(None) => {}
+                Err(error) => self.rest(error),
+            },
+            Some(Ok(WatchEvent::Compacted)) | None => self.following.lose(),
             Some(Err(error)) => {
-                self.batches = None;
+                self.following.lose();
                 self.rest(error.into());
             }
         }
     }
 
-    fn advance(&mut self, batch: &Batch) {
-        let image = Arc::clone(&self.image.borrow());
-        if batch.revision <= image.revision() {
-            return;
-        }
-        match image
-            .advanced_by(batch)
-            .map_err(ControllerError::from)
-            .and_then(|image| self.of_this_cluster(image))
-        {
-            Ok(next) => self.publish(next),
-            Err(error) => {
-                self.batches = None;
-                self.rest(error);
-            }
-        }
-    }
-
-    /// Refuses an image of another cluster, or of none: in a store that was emptied, every
-    /// topic would seem to be deleted.
-    fn of_this_cluster(&self, image: ClusterImage) -> Result<ClusterImage, ControllerError> {
-        let known = self.image.borrow().cluster_id().cloned();
-        match known {
-            Some(known) if image.cluster_id() != Some(&known) => {
-                let why = format!("it no longer holds cluster {known}: put its data back");
-                Err(StoreError::Damaged(why).into())
-            }
-            _ => Ok(image),
-        }
-    }
-
-    fn publish(&mut self, image: ClusterImage) {
-        let old = self.image.send_replace(Arc::new(image));
+    /// There is a newer image than `old`.
+    fn moved_on(&mut self, old: &ClusterImage) {
         self.outrun = None;
-        self.watch_the_living(&old);
-        let new = Arc::clone(&self.image.borrow());
-        let reign = |image: &ClusterImage| image.controller().map(|holder| holder.epoch);
-        if reign(&new).is_some() && reign(&new) != reign(&old) {
-            self.metrics.reign_began();
-        }
-        let mine = new.controller().map(|holder| &holder.incarnation);
-        if mine == Some(&self.candidate.incarnation) {
-            self.metrics.decided(&old, &new);
-        }
-        self.compare_min_isr(&old, &new);
-        if brokers::asks_for_reconciling(&old, &new) {
-            self.reconciled = None;
-        }
-    }
-
-    /// Says so where what this process was started with is not what holds in the cluster.
-    fn compare_min_isr(&self, old: &ClusterImage, new: &ClusterImage) {
-        let of = |image: &ClusterImage| {
-            let value = image.config_value(&ConfigScope::Cluster, configs::MIN_ISR);
-            value.map(ToOwned::to_owned)
-        };
-        let given = self.options.settings.min_insync_replicas.to_string();
-        if let Some(cluster) = of(new)
-            && cluster != given
-            && of(old).as_ref() != Some(&cluster)
-            && !self.options.is_alone
-        {
-            tracing::warn!(
-                %cluster,
-                %given,
-                "the min.insync.replicas that this process was started with is not the cluster's, \
-                 which holds: it is changed as a default of all brokers, in one place"
-            );
+        self.watch_the_living(old);
+        let new = self.following.image();
+        self.notices.image(old, &new);
+        if brokers::asks_for_reconciling(old, &new) {
+            self.reign.reconcile_again();
         }
     }
 
     /// Watches whom the image names, if it is this process's turn to do so.
     fn watch_the_living(&mut self, old: &ClusterImage) {
-        let image = Arc::clone(&self.image.borrow());
+        let image = self.following.image();
         let candidate = &self.candidate;
         let watches =
             self.campaigns(&image) && is_in_line(&image, candidate.node_id, &candidate.incarnation);
@@ -780,30 +549,18 @@ impl<S: MetadataStore> Service<S> {
     }
 
     fn answer_what_is_visible(&mut self) {
-        let image = Arc::clone(&self.image.borrow());
+        let image = self.following.image();
         while let Some((revision, asked)) = self
             .unseen
             .pop_front_if(|(revision, _)| *revision <= image.revision())
         {
             asked.finish(Ok(revision));
         }
-        let Some(registration) = &mut self.registration else {
-            return;
-        };
-        let registered = holder(&image, self.options.node_id)
-            .filter(|holder| holder.incarnation == registration.registrant.incarnation());
-        if let Some(holder) = registered {
-            registration.session = holder.session;
-        }
-        if let Some(epoch) = registered.and_then(|holder| holder.admitted) {
-            for waiting in registration.waiting.drain(..) {
-                let _ = waiting.send(Ok(epoch));
-            }
-        }
+        self.registration.follow(&image);
     }
 
     fn decide(&mut self, mut asked: Asked, attempts: u32) {
-        let image = Arc::clone(&self.image.borrow());
+        let image = self.following.image();
         let session = self.session.as_ref().filter(|session| session.is_alive());
         let seal = session.map(|session| self.candidate.seal(&image, session.id));
         let Some(Seal::Mine(epoch)) = seal else {
@@ -836,26 +593,8 @@ impl<S: MetadataStore> Service<S> {
         if asked.sender.is_some() {
             return asked.finish(Err(ControllerError::NotController));
         }
-        let registration = self.registration.as_ref();
-        let registered =
-            registration.map(|registration| registration.registrant.incarnation().to_owned());
+        let registered = self.registration.incarnation().map(ToOwned::to_owned);
         self.remote.forward(asked, registered);
-    }
-
-    fn register(&mut self, registrant: Registrant, reply: Registered) {
-        let give_up_at = Instant::now() + self.options.session_ttl * REGISTRATION_TTLS;
-        let mut waiting = self
-            .registration
-            .take()
-            .map_or(Vec::new(), |old| old.waiting);
-        waiting.push(reply);
-        self.registration = Some(Registration {
-            registrant,
-            waiting,
-            give_up_at,
-            remind_at: Instant::now() + FIRST_REMINDER,
-            session: None,
-        });
     }
 
     async fn end(&mut self) {
@@ -873,25 +612,6 @@ impl<S: MetadataStore> Service<S> {
             }
         }
     }
-}
-
-impl Task {
-    fn new(cause: Cause, transactions: VecDeque<Transaction>) -> Self {
-        Self {
-            cause,
-            transactions,
-            applied: 0,
-            attempts: 0,
-            in_doubt: false,
-        }
-    }
-}
-
-/// Reads everything, and watches from there on.
-async fn read(store: impl MetadataStore) -> Result<(Snapshot, Watch), StoreError> {
-    let snapshot = store.read("").await?;
-    let batches = store.watch("", snapshot.revision).await?;
-    Ok((snapshot, batches))
 }
 
 fn found_cluster(cluster_id: &str) -> Transaction {

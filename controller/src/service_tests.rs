@@ -5,6 +5,8 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use futures_util::StreamExt as _;
+
 use super::*;
 use crate::{
     Controller,
