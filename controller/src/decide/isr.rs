@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, LeaderEpoch, PartitionId, TopicId};
 
 use super::{
-    ChangeSet, PartitionEdits, allows_unclean_election, is_current,
+    ChangeSet, PartitionEdits, is_current,
     leaders::{Circumstances, Target, next_state},
     min_isr,
 };
@@ -90,7 +90,8 @@ fn alter<'a>(
         is_active: &|id| image.is_active(id),
         is_alive: &|id| image.broker(id).is_some(),
         min_isr: min_isr(image, settings, &topic.name),
-        unclean_election: allows_unclean_election(image, settings, &topic.name),
+        // Who proposes is alive and in sync with itself.
+        unclean_election: false,
     };
     let target = Target::isr(isr, proposal.leader_recovery);
     let Some(next) = next_state(&old, target, &circumstances) else {
