@@ -10,6 +10,7 @@ mod hostile;
 mod joining;
 mod membership;
 mod migration;
+mod migration_properties;
 mod offsets;
 mod properties;
 mod rebalances;

@@ -15,7 +15,7 @@ use yuxi_protocol::{
 
 use crate::{consumer_support::*, support::*};
 
-fn config(migration: MigrationPolicy) -> GroupConfig {
+pub(crate) fn config(migration: MigrationPolicy) -> GroupConfig {
     GroupConfig {
         initial_rebalance_delay_ms: 0,
         consumer: ConsumerGroupConfig {
@@ -27,7 +27,7 @@ fn config(migration: MigrationPolicy) -> GroupConfig {
 }
 
 /// The metadata of a cooperative consumer that reads `t` and owns these of its partitions.
-fn metadata(owned: &[i32]) -> Bytes {
+pub(crate) fn metadata(owned: &[i32]) -> Bytes {
     let mut subscription = ConsumerProtocolSubscription::default();
     subscription.topics = vec!["t".into()];
     if !owned.is_empty() {
@@ -42,7 +42,7 @@ fn metadata(owned: &[i32]) -> Bytes {
     buffer.freeze()
 }
 
-fn assignment(partitions: &[i32]) -> Bytes {
+pub(crate) fn assignment(partitions: &[i32]) -> Bytes {
     let mut topic = consumer_protocol_assignment::TopicPartition::default();
     topic.topic = "t".into();
     topic.partitions = partitions.to_vec();
@@ -54,7 +54,7 @@ fn assignment(partitions: &[i32]) -> Bytes {
     buffer.freeze()
 }
 
-fn read_assignment(bytes: &Bytes) -> Vec<i32> {
+pub(crate) fn read_assignment(bytes: &Bytes) -> Vec<i32> {
     let (_, assignment) =
         decode_consumer_protocol_assignment(bytes.clone(), DecodeLimits::default())
             .expect("an assignment");
@@ -181,6 +181,35 @@ fn a_classic_member_that_was_given_up_must_let_go_of_what_it_reads_before_it_joi
         });
         assert_eq!(rt.error(ticket), error, "{owned:?}");
     }
+}
+
+#[test]
+fn what_is_read_on_in_a_rebalance_that_began_anew_is_given_to_nobody_else() {
+    let (mut rt, _, old) = classic_group(MigrationPolicy::Bidirectional);
+    let nothing = metadata(&[]);
+    let other = Join {
+        protocols: &[("cooperative-sticky", &nothing)],
+        ..Join::new("g")
+    };
+    rt.join_new(&other);
+    let both = metadata(&[0, 1]);
+    let ticket = rt.join(&Join {
+        member_id: &old.id,
+        protocols: &[("cooperative-sticky", &both)],
+        ..Join::new("g")
+    });
+    assert_eq!(rt.error(ticket), ErrorCode::None);
+    assert_eq!(rt.state("g"), "CompletingRebalance");
+    // One more takes back all that was assigned, and the old one reads on.
+    rt.join_new(&other);
+    assert_eq!(rt.state("g"), "PreparingRebalance");
+    let joined = rt.beat(&Beat::joining("g", "new", &["t"]));
+    assert_eq!(code(&joined), ErrorCode::None, "{:?}", joined.error_message);
+    let described = rt.describe_consumers("g");
+    let mut members = described.members.iter();
+    let member = members.find(|member| member.member_id.as_str() == old.id);
+    let held = &member.expect("the old one").assignment.topic_partitions;
+    assert_eq!(held.first().map(|t| &t.partitions[..]), Some(&[0, 1][..]));
 }
 
 #[test]

@@ -253,7 +253,7 @@ impl World {
 }
 
 /// What the log must preserve of a group.
-fn essence(mut group: DescribedGroup) -> (String, String, String, Vec<[Vec<u8>; 5]>) {
+pub(crate) fn essence(mut group: DescribedGroup) -> (String, String, String, Vec<[Vec<u8>; 5]>) {
     group.members.sort_by(|a, b| a.member_id.cmp(&b.member_id));
     let members = group.members.into_iter().map(|member| {
         [

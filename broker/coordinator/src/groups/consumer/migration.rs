@@ -228,6 +228,7 @@ fn take_over(
         |error: DecodeError| format!("the embedded consumer protocol is malformed ({error})");
     let epoch = classic.generation();
     let mut taken = Partitions::default();
+    let mut members = Vec::with_capacity(classic.members().len());
     for (member_id, member) in classic.members() {
         let metadata = match classic.protocol() {
             Some(name) => member.metadata(Some(name)),
@@ -268,6 +269,17 @@ fn take_over(
                         assigned.insert(found.id, partition);
                     }
                 }
+            }
+        }
+        members.push((member_id, member, said, assigned));
+    }
+    for (member_id, member, said, mut assigned) in members {
+        // A rebalance that begins anew has taken assignments back of which cooperative members
+        // read on. And who was just told to give something up may not have done so yet.
+        for (topic, partition) in owned_by(&said, cluster).iter() {
+            if !taken.contains(topic, partition) {
+                taken.insert(topic, partition);
+                assigned.insert(topic, partition);
             }
         }
         change.set_subscription(
