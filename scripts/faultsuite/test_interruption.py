@@ -47,7 +47,16 @@ except interruption.Interrupted:
 
 
 def script(text, **options):
-    return subprocess.Popen([sys.executable, "-c", text], cwd=SCRIPTS, stdout=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        [sys.executable, "-c", text], cwd=SCRIPTS, stdout=subprocess.PIPE, text=True, preexec_fn=heed_all, **options
+    )
+
+
+def heed_all():
+    """A shell without job control lets what it starts in the background ignore SIGINT, and nohup SIGHUP: so may
+    whoever runs these tests."""
+    for number in ALL:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def processes_of(run):

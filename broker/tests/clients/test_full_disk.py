@@ -77,7 +77,6 @@ def test_a_log_that_can_not_be_compacted_for_want_of_room_is_once_there_is_some(
     )
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"\0" * (8 << 20))
-    (small_disk / "filler").write_bytes(b"\0" * (20 << 20))
     now = int(time.time() * 1000)
     with Connection(broker) as c:
         ready(c, "keyed")
