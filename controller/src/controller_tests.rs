@@ -13,7 +13,7 @@ use crate::{
     store::{EmbeddedStore, StoreError},
 };
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 fn options(node: i32) -> ControllerOptions {
     ControllerOptions {

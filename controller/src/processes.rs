@@ -39,7 +39,7 @@ use crate::{
     },
 };
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Longer than any test waits for something faster than the end of a session.
 const SESSION_TTL: Duration = Duration::from_mins(2);
