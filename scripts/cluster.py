@@ -262,6 +262,8 @@ class Watcher:
 
     def _follow(self):
         for line in self.process.stdout:
+            if not line.endswith("\n"):
+                return  # the watcher was ended in the middle of it
             at = time.time()
             for event in json.loads(line).get("Events", []):
                 entry = event["kv"]
