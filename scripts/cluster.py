@@ -221,7 +221,8 @@ class Etcd(Process):
         """Runs etcdctl, with the given bytes on its standard input; what it printed."""
         done = subprocess.run(
             ["etcdctl", f"--endpoints={self.url}", *arguments], capture_output=True, input=given,
-            env={**os.environ, "ETCDCTL_API": "3"}, timeout=30,
+            # Five seconds, its own limit, are little where the machine stands still.
+            env={**os.environ, "ETCDCTL_API": "3", "ETCDCTL_COMMAND_TIMEOUT": "25s"}, timeout=30,
         )
         if done.returncode != 0 and check:
             raise Failed(f"etcdctl {' '.join(arguments)}: {done.stderr.decode().strip()}")
