@@ -89,10 +89,10 @@ def test_a_log_that_can_not_be_compacted_for_want_of_room_is_once_there_is_some(
             keyed.append((n, offset))
         ready(c, "t")
         acked = fill(c, "t")
-        resource = ConfigResource(ConfigResource.Type.TOPIC, "keyed")
+        topic = ConfigResource(ConfigResource.Type.TOPIC, "keyed")
         at_once = ConfigEntry("min.compaction.lag.ms", "0", incremental_operation=AlterConfigOpType.SET)
-        resource.add_incremental_config(at_once)
-        admin.incremental_alter_configs([resource])[resource].result(30)
+        topic.add_incremental_config(at_once)
+        admin.incremental_alter_configs([topic])[topic].result(30)
         complaint = "there is no room to compact the log"
         wait_until(lambda: broker.log_text().count(complaint) > 1, "the cleaner says so, and tries again", 60)
         assert "keyed-0" in next(line for line in broker.log_text().splitlines() if complaint in line)
