@@ -278,11 +278,18 @@ impl Producers {
         origin: AppendOrigin,
     ) -> Result<(), AppendError> {
         let header = batch.header();
-        let Some(marker) = EndMarker::read(batch)? else {
+        let marker = EndMarker::read(batch)?;
+        if marker.is_none() && header.record_count > 0 {
             return Ok(());
-        };
+        }
         let entry = pending.entry(self, header);
         check_epoch(entry, header, origin)?;
+        let Some(marker) = marker else {
+            // Compaction leaves a producer's last marker without its record, for the epoch.
+            entry.set_epoch(header.producer_epoch);
+            entry.last_timestamp = header.max_timestamp;
+            return Ok(());
+        };
         if entry.coordinator_epoch > marker.coordinator_epoch && origin != AppendOrigin::Replication
         {
             return Err(AppendError::CoordinatorFenced {

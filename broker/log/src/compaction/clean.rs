@@ -257,9 +257,7 @@ impl Cleaning {
         }
         match self.plan.producers.get(&header.producer_id) {
             Some(LastOfProducer::Data(last_offset)) => header.last_offset() == *last_offset,
-            Some(LastOfProducer::Marker(epoch)) => {
-                header.is_control() && header.producer_epoch == *epoch
-            }
+            Some(LastOfProducer::Marker(epoch)) => header.producer_epoch == *epoch,
             None => false,
         }
     }

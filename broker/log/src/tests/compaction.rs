@@ -11,13 +11,13 @@ use crate::{
     file_io::{crash, full_disk},
 };
 
-const DAY: i64 = 86_400_000;
+pub(super) const DAY: i64 = 86_400_000;
 const MEMORY: KeyMemory = KeyMemory {
     max_bytes: 1 << 20,
     load_factor: 0.9,
 };
 
-fn compacted() -> LogConfig {
+pub(super) fn compacted() -> LogConfig {
     LogConfig {
         cleanup_policy: CleanupPolicy::Compact,
         ..small()
@@ -25,7 +25,7 @@ fn compacted() -> LogConfig {
 }
 
 /// A batch of records with these keys and values.
-fn keyed(records: &[(&str, Option<&str>)]) -> bytes::Bytes {
+pub(super) fn keyed(records: &[(&str, Option<&str>)]) -> bytes::Bytes {
     fill_keyed(RecordBatchBuilder::new(), records)
 }
 
@@ -68,7 +68,7 @@ pub(super) fn swap_in(
 }
 
 /// Cleans what is dirty from `from` on, and returns where that ends.
-fn clean(log: &mut Log, from: Option<i64>, now_ms: i64) -> i64 {
+pub(super) fn clean(log: &mut Log, from: Option<i64>, now_ms: i64) -> i64 {
     let mut cleaning = planned(log, from, now_ms).unwrap();
     swap_in(log, &mut cleaning, now_ms).unwrap();
     log.set_cleaned_to(cleaning.cleaned_to());

@@ -1,6 +1,7 @@
 //! What a whole log does, on real files.
 
 mod append;
+mod compacted_producers;
 mod compaction;
 mod compaction_model;
 mod crash;

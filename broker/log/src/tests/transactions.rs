@@ -12,7 +12,7 @@ use yuxi_protocol::{
 use super::{model::Random, support::*};
 use crate::{AbortedTransaction, AppendError, AppendInfo, AppendOrigin, Log, LogConfig};
 
-fn transactional(producer: i64, producer_epoch: i16, count: usize) -> Bytes {
+pub(super) fn transactional(producer: i64, producer_epoch: i16, count: usize) -> Bytes {
     let builder = RecordBatchBuilder::new()
         .producer(
             ProducerId::new(producer),
@@ -23,7 +23,7 @@ fn transactional(producer: i64, producer_epoch: i16, count: usize) -> Bytes {
     fill(builder, &vec![NOW; count], 20)
 }
 
-fn marker(producer: i64, producer_epoch: i16, commit: bool) -> Bytes {
+pub(super) fn marker(producer: i64, producer_epoch: i16, commit: bool) -> Bytes {
     let marker = EndMarker {
         commit,
         coordinator_epoch: 1,
@@ -35,7 +35,7 @@ fn marker(producer: i64, producer_epoch: i16, commit: bool) -> Bytes {
     )
 }
 
-fn write(log: &mut Log, bytes: &[u8]) -> Result<AppendInfo, AppendError> {
+pub(super) fn write(log: &mut Log, bytes: &[u8]) -> Result<AppendInfo, AppendError> {
     let view = BatchView::parse(bytes).unwrap();
     log.append_as_leader(&[view], epoch(0), AppendOrigin::Coordinator, NOW)
 }
