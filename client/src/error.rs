@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use yuxi_protocol::codec::{DecodeError, EncodeError};
 use yuxi_protocol::error_code::ErrorCode;
+use yuxi_protocol::ids::BrokerId;
 
 /// What the client's calls return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -101,6 +102,14 @@ pub enum Error {
         /// The limit in bytes.
         limit: usize,
     },
+    /// A request for one broker, which the cluster does not list as alive.
+    #[error("broker {broker}: no such broker is alive; the cluster has {alive}")]
+    NoSuchBroker {
+        /// The broker that was named.
+        broker: BrokerId,
+        /// Those that are alive.
+        alive: String,
+    },
     /// The topic does not have that partition.
     #[error("topic {topic} has no partition {partition}; it has {count}, numbered from 0")]
     NoSuchPartition {
@@ -178,6 +187,8 @@ impl Error {
             Self::Connect { .. }
             | Self::NoBootstrap { .. }
             | Self::Disconnected { .. }
+            // It may come back.
+            | Self::NoSuchBroker { .. }
             | Self::TimedOut { .. } => true,
             Self::Broker { code, .. } => code.is_retriable(),
             Self::Malformed { .. }

@@ -10,7 +10,7 @@ use support::clients::{
 };
 use support::{FakeCluster, Fault, TOPIC};
 use yuxi_client::protocol::error_code::ErrorCode;
-use yuxi_client::protocol::ids::TopicPartition;
+use yuxi_client::protocol::ids::{BrokerId, TopicPartition};
 use yuxi_client::{ClientConfig, Cluster, Consumer, Error, Record, Start};
 
 /// What a failover may cost beyond the time that the cluster takes to notice: far less
@@ -108,6 +108,26 @@ async fn records_without_a_leader_fail_at_the_delivery_timeout() {
         took >= Duration::from_millis(690) && took < SOON,
         "{took:?}"
     );
+}
+
+#[tokio::test]
+async fn whoever_asks_for_a_broker_is_told_whether_it_is_there_now() {
+    let cluster = FakeCluster::start(3, 1).await;
+    cluster.state().unlisted.insert(2);
+    let client = Cluster::connect(config(&cluster, &[]))
+        .await
+        .expect("they answer");
+    let nobody = BrokerId::new(2);
+    let error = client.broker(nobody).await.expect_err("it is not listed");
+    let told = error.to_string();
+    assert_eq!(
+        told,
+        "broker 2: no such broker is alive; the cluster has 0, 1"
+    );
+    assert!(error.is_retriable(), "it may come back");
+    cluster.state().unlisted.clear();
+    let found = client.broker(nobody).await.expect("it is back");
+    assert_eq!(found.address(), cluster.address(2));
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use yuxi_protocol::error_code::ErrorCode;
 use yuxi_protocol::ids::BrokerId;
 use yuxi_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use yuxi_protocol::messages::incremental_alter_configs_request::{
@@ -16,7 +15,6 @@ use yuxi_protocol::messages::{
 use super::Admin;
 use crate::connection::Connection;
 use crate::error::{Error, Result, check};
-use crate::metadata::ClusterMetadata;
 
 /// Whose configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -210,31 +208,12 @@ impl Admin {
     /// A broker answers for itself; for everything else any broker does.
     async fn config_target(&self, resource: &ConfigResource) -> Result<Connection> {
         match resource {
-            ConfigResource::Broker(id) => {
-                let lists = |known: &ClusterMetadata| known.brokers.contains_key(id);
-                if !lists(&self.cluster.metadata())
-                    && !lists(&*self.cluster.refresh(&[], false).await?)
-                {
-                    return Err(no_such_broker(*id, &self.cluster.metadata()));
-                }
-                self.cluster.broker(*id).await
-            }
+            ConfigResource::Broker(id) => self.cluster.broker(*id).await,
             ConfigResource::Topic(_) | ConfigResource::BrokerDefault | ConfigResource::Group(_) => {
                 self.cluster.any().await
             }
         }
     }
-}
-
-/// Nobody else can say how a broker is configured, and nobody knows where this one would be.
-fn no_such_broker(id: BrokerId, known: &ClusterMetadata) -> Error {
-    let alive: Vec<String> = known.brokers.keys().map(ToString::to_string).collect();
-    let message = format!(
-        "no such broker is alive; the cluster has {}",
-        alive.join(", ")
-    );
-    let code = ErrorCode::BrokerIdNotRegistered;
-    Error::broker(format!("broker {id}"), code, Some(&message))
 }
 
 fn alterable(change: &ConfigOp) -> AlterableConfig {

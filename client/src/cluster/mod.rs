@@ -83,20 +83,15 @@ impl Cluster {
             .clone()
     }
 
-    /// A connection to one broker, opened if there is none.
+    /// A connection to one broker, opened if there is none. One that the snapshot does not
+    /// list is asked after; if the cluster does not either, it is [`Error::NoSuchBroker`].
     pub async fn broker(&self, id: BrokerId) -> Result<Connection> {
-        let address = self.metadata().brokers.get(&id).map(Broker::address);
-        match address {
-            Some(address) => {
-                let opening = self.inner.connections.open(&address, Purpose::Data);
-                self.unless_dead(&address, Duration::ZERO, opening).await
-            }
-            // It may be back with the next refresh.
-            None => Err(Error::Disconnected {
-                address: format!("broker {id}"),
-                reason: NOT_LISTED.into(),
-            }),
-        }
+        let address = match address_of(id, &self.metadata()) {
+            Ok(address) => address,
+            Err(_) => address_of(id, &*self.refresh(&[], false).await?)?,
+        };
+        let opening = self.inner.connections.open(&address, Purpose::Data);
+        self.unless_dead(&address, Duration::ZERO, opening).await
     }
 
     /// A connection to any broker that answers: known ones first, in random order,
@@ -412,6 +407,17 @@ impl Cluster {
         *current = Arc::new(current.merged(&answer, whole, Instant::now()));
         Ok(current.clone())
     }
+}
+
+fn address_of(id: BrokerId, known: &ClusterMetadata) -> Result<String> {
+    let listed = known.brokers.get(&id).map(Broker::address);
+    listed.ok_or_else(|| {
+        let alive: Vec<String> = known.brokers.keys().map(ToString::to_string).collect();
+        Error::NoSuchBroker {
+            broker: id,
+            alive: alive.join(", "),
+        }
+    })
 }
 
 /// The topic, if the snapshot has it with its partitions.
