@@ -310,24 +310,26 @@ impl Accumulator {
     /// in `take_head`; this decides by which epoch, and whether it must wait.
     fn number_head(&mut self, topic: usize, index: usize, drained: &mut Drained) -> bool {
         let partition = &mut self.topics[topic].partitions[index];
-        let quiet = partition.window.is_quiet();
         let Some(head) = partition.queue.front() else {
             return false;
         };
+        let sequencing = &partition.sequencing;
         // A transactional producer gets its epochs from the coordinator.
         let own_epochs = !self.settings.transactional;
-        if own_epochs && partition.sequencing.broken {
-            if !quiet {
-                return false;
-            }
-            partition.number_anew();
-            self.bump_epoch();
-        } else if let Some(stamp) = head.stamp {
+        let anew =
+            own_epochs && (sequencing.broken || head.stamp.is_none() && sequencing.is_unresolved());
+        if let Some(stamp) = head.stamp
+            && !anew
+        {
             return partition.window.is_next(stamp.base_sequence);
-        } else if own_epochs && partition.sequencing.is_unresolved() {
-            if !quiet {
-                return false;
-            }
+        }
+        let another = self
+            .identity
+            .is_some_and(|identity| sequencing.identity != Some(identity));
+        if (anew || another) && !partition.window.is_quiet() {
+            return false;
+        }
+        if anew {
             partition.number_anew();
             self.bump_epoch();
         }
@@ -335,11 +337,8 @@ impl Accumulator {
             drained.needs_identity = true;
             return false;
         };
-        let partition = &mut self.topics[topic].partitions[index];
+        let partition = self.partition(topic, index);
         if partition.sequencing.identity != Some(identity) {
-            if !quiet {
-                return false;
-            }
             partition.number_for(identity);
         }
         !partition.window.is_full()
