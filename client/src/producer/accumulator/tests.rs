@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use yuxi_protocol::error_code::ErrorCode;
 use yuxi_protocol::ids::{BrokerId, LeaderEpoch};
 use yuxi_protocol::record::batch::advance_sequence;
 
 use super::super::batch::Stamp;
+use super::super::delivery::Written;
 use super::*;
 
 /// How many batches a leader remembers of a producer.
