@@ -252,14 +252,17 @@ class Watcher:
 
     def __init__(self, etcd):
         self.events = []
+        # From the last change on: once that one is seen, none that follows is missed.
+        last = etcd.revision()
         with interruption.held_back():
             self.process = subprocess.Popen(
-                ["etcdctl", f"--endpoints={etcd.url}", "watch", "--prefix", PREFIX, "-w", "json"],
+                ["etcdctl", f"--endpoints={etcd.url}", "watch", "--prefix", PREFIX, "--rev", str(last), "-w", "json"],
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "ETCDCTL_API": "3"},
             )
             etcd.watchers.append(self)
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
+        until(lambda: self.events, "the changes in etcd are followed")
 
     def _follow(self):
         for line in self.process.stdout:

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use yuxi_client::admin::NewTopic;
 use yuxi_client::producer::Queued;
-use yuxi_client::protocol::error_code::ErrorCode;
 use yuxi_client::protocol::ids::TopicPartition;
 use yuxi_client::{
     Admin, ClientConfig, Cluster, Consumer, Delivery, OffsetSpec, Producer, RecordRef, Start,
@@ -92,13 +91,10 @@ async fn create_if_missing(cluster: &Cluster, load: &Load) -> Outcome {
         ..NewTopic::new(load.topic.as_str())
     };
     for answer in Admin::new(cluster.clone())
-        .create_topics(&[topic], false)
+        .create_missing_topics(&[topic])
         .await?
     {
-        match answer.result {
-            Err(error) if error.code() == Some(ErrorCode::TopicAlreadyExists) => {}
-            result => result?,
-        }
+        answer.result?;
     }
     Ok(())
 }

@@ -113,18 +113,18 @@ pub(crate) async fn run(config: ClientConfig, command: Command, format: OutputFo
                 ..NewTopic::new(name)
             };
             let topics: Vec<NewTopic> = topics.iter().map(new).collect();
+            if if_not_exists && !dry_run {
+                let answers = admin.create_missing_topics(&topics).await?;
+                return report(&answers, "exists", None, format);
+            }
             let answers = admin.create_topics(&topics, dry_run).await?;
             let forgiven = if_not_exists.then_some(ErrorCode::TopicAlreadyExists);
-            report(
-                &answers,
-                if dry_run {
-                    "could be created"
-                } else {
-                    "created"
-                },
-                forgiven,
-                format,
-            )
+            let what = if dry_run {
+                "could be created"
+            } else {
+                "created"
+            };
+            report(&answers, what, forgiven, format)
         }
         Command::List { internal } => list(&admin, internal, format).await,
         Command::Describe { topic } => describe(&admin, &topic, format).await,

@@ -8,9 +8,10 @@ use support::clients::{
     ONE_RECORD_A_BATCH, config, consumer, enqueue, expected, fill, offsets, poll_until, producer,
 };
 use support::{FakeCluster, Fault, TOPIC, batch_count, raw_frame};
+use yuxi_client::admin::NewTopic;
 use yuxi_client::protocol::error_code::ErrorCode;
 use yuxi_client::protocol::ids::{PartitionId, TopicPartition};
-use yuxi_client::{ClientConfig, Cluster, Consumer, Error, Record, Start};
+use yuxi_client::{Admin, ClientConfig, Cluster, Consumer, Error, Record, Start};
 
 #[tokio::test]
 async fn whatever_breaks_in_between_an_idempotent_producer_neither_doubles_nor_reorders() {
@@ -380,4 +381,27 @@ async fn no_broker_at_all_is_said_with_the_address_and_the_remedy() {
         error.contains("127.0.0.1:1") && error.contains("--bootstrap"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn missing_topics_are_created_however_often_it_is_not_known_what_became_of_them() {
+    let cluster = FakeCluster::start(1, 1).await;
+    cluster.state().create_faults = [
+        Fault::Refuse(ErrorCode::RequestTimedOut),
+        Fault::DropAfter,
+        Fault::None,
+        Fault::Refuse(ErrorCode::PolicyViolation),
+    ]
+    .into();
+    let admin = Admin::connect(config(&cluster, &[])).await.expect("served");
+    let created = admin.create_missing_topics(&[NewTopic::new("new")]).await;
+    let created = created.expect("answered in the end");
+    assert!(created[0].result.is_ok(), "{created:?}");
+    assert_eq!(cluster.state().other_topics, ["new"]);
+    // A refusal that is certain is not asked for twice.
+    let refused = admin.create_missing_topics(&[NewTopic::new("bad")]).await;
+    let refused = refused.expect("answered");
+    let code = refused[0].result.as_ref().expect_err("refused").code();
+    assert_eq!(code, Some(ErrorCode::PolicyViolation));
+    assert!(cluster.state().create_faults.is_empty());
 }

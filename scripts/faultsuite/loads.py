@@ -89,7 +89,7 @@ def _program(cluster, program, name, before, options):
     """A load in Python. The topic is made beforehand: these take none of the settings that would make it."""
     count = len(cluster.brokers)
     partitions = options[options.index("--partitions") + 1]
-    cluster.yuxi("topic", "create", name, "-p", partitions, "-r", min(3, count), "-c", f"min.insync.replicas={min(2, count)}")
+    cluster.yuxi("topic", "create", "--if-not-exists", name, "-p", partitions, "-r", min(3, count), "-c", f"min.insync.replicas={min(2, count)}")
     journal = cluster.directory / f"{name}.journal"
     command = [PYTHON, REPO / "scripts/faultsuite" / program, "-b", cluster.bootstrap, *before, name, *options, "--journal", journal]
     cluster.show(command)

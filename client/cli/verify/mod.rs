@@ -17,7 +17,6 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use yuxi_client::admin::NewTopic;
 use yuxi_client::offsets::list_offsets;
-use yuxi_client::protocol::error_code::ErrorCode;
 use yuxi_client::protocol::ids::TopicPartition;
 use yuxi_client::{
     Admin, ClientConfig, Cluster, Consumer, ConsumerRecord, Delivery, OffsetSpec, Producer, Record,
@@ -144,13 +143,10 @@ async fn create_if_missing(cluster: &Cluster, args: &Args) -> Outcome {
         ..NewTopic::new(args.topic.as_str())
     };
     for answer in Admin::new(cluster.clone())
-        .create_topics(&[topic], false)
+        .create_missing_topics(&[topic])
         .await?
     {
-        match answer.result {
-            Err(error) if error.code() == Some(ErrorCode::TopicAlreadyExists) => {}
-            result => result?,
-        }
+        answer.result?;
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! Topics and their partitions: create, delete, grow, shorten.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
+use yuxi_protocol::error_code::ErrorCode;
 use yuxi_protocol::ids::{BrokerId, TopicId, TopicPartition};
 use yuxi_protocol::messages::create_partitions_request::{
     CreatePartitionsAssignment, CreatePartitionsTopic,
@@ -17,6 +19,7 @@ use yuxi_protocol::messages::{
 };
 
 use super::Admin;
+use crate::backoff::Backoff;
 use crate::cluster::wire_ms;
 use crate::error::{Error, Result, check};
 
@@ -101,6 +104,36 @@ impl Admin {
                 }
             })
             .collect())
+    }
+
+    /// Creates those of the topics that do not exist; one that does is as good as created,
+    /// whatever it looks like. This may be repeated, so it is, as long as a request may take,
+    /// where it is not known what became of it (the controller changed, the answer was lost).
+    pub async fn create_missing_topics(&self, topics: &[NewTopic]) -> Result<Vec<TopicAnswer>> {
+        let config = self.cluster.config();
+        let deadline = Instant::now() + config.request_timeout;
+        let mut backoff = Backoff::new(config.retry_backoff, config.retry_backoff_max);
+        loop {
+            let mut asked = self.create_topics(topics, false).await;
+            for answer in asked.iter_mut().flatten() {
+                if let Err(error) = &answer.result
+                    && error.code() == Some(ErrorCode::TopicAlreadyExists)
+                {
+                    answer.result = Ok(());
+                }
+            }
+            let is_in_doubt = match &asked {
+                Ok(answers) => answers
+                    .iter()
+                    .any(|answer| answer.result.as_ref().is_err_and(Error::is_retriable)),
+                Err(error) => error.is_retriable(),
+            };
+            let pause = backoff.next();
+            if !is_in_doubt || Instant::now() + pause >= deadline {
+                return asked;
+            }
+            tokio::time::sleep(pause).await;
+        }
     }
 
     /// Deletes topics with all their records.

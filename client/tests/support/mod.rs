@@ -23,6 +23,7 @@ use yuxi_client::protocol::frame::{RequestHead, encode_response, request_limits}
 use yuxi_client::protocol::messages::api_versions_response::{
     ApiVersion as OfferedApi, FinalizedFeatureKey,
 };
+use yuxi_client::protocol::messages::create_topics_response::CreatableTopicResult;
 use yuxi_client::protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
 use yuxi_client::protocol::messages::list_offsets_response::{
     ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
@@ -37,9 +38,9 @@ use yuxi_client::protocol::messages::produce_response::{
     PartitionProduceResponse, TopicProduceResponse,
 };
 use yuxi_client::protocol::messages::{
-    ApiVersionsResponse, FetchRequest, FetchResponse, KafkaResponse, ListOffsetsRequest,
-    ListOffsetsResponse, MetadataResponse, OffsetForLeaderEpochRequest,
-    OffsetForLeaderEpochResponse, ProduceRequest, ProduceResponse,
+    ApiVersionsResponse, CreateTopicsRequest, CreateTopicsResponse, FetchRequest, FetchResponse,
+    KafkaResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataResponse,
+    OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse, ProduceRequest, ProduceResponse,
 };
 use yuxi_client::protocol::record::batch::advance_sequence;
 use yuxi_client::protocol::record::{BatchHeader, BatchView, batches};
@@ -101,6 +102,7 @@ pub(crate) struct State {
     /// Nodes that the cluster knows to be dead.
     pub(crate) unlisted: HashSet<usize>,
     pub(crate) list_offsets_faults: VecDeque<Fault>,
+    pub(crate) create_faults: VecDeque<Fault>,
     pub(crate) group: group::Group,
     pub(crate) transactions: transactions::Transactions,
     pub(crate) members: heartbeats::Members,
@@ -234,6 +236,7 @@ fn answer(head: &RequestHead, body: Bytes, node: usize, cluster: &FakeCluster) -
             frame(head, &metadata(head, &state))
         }
         8..=14 => group::answer(head, body, node, &mut state),
+        19 => create_topics(head, body, &mut state),
         18 => api_versions(head, &mut state),
         22 | 24..=28 => transactions::answer(head, body, &mut state),
         68 => heartbeats::answer(head, body, &mut state),
@@ -258,6 +261,7 @@ fn api_versions(head: &RequestHead, state: &mut State) -> Answer {
         (2, 5),
         (3, newest_metadata),
         (18, 3),
+        (19, 7),
         (22, 4),
         (23, 4),
         heartbeats::api(&state.members),
@@ -331,6 +335,34 @@ fn metadata(head: &RequestHead, state: &State) -> MetadataResponse {
     }
     answer.topics.push(topic);
     answer
+}
+
+/// A fault that is due strikes after the topics were created.
+fn create_topics(head: &RequestHead, body: Bytes, state: &mut State) -> Answer {
+    let request: CreateTopicsRequest = head
+        .decode_body(body, request_limits(FRAME_LIMIT))
+        .expect("well-formed");
+    let fault = state.create_faults.pop_front().unwrap_or(Fault::None);
+    let mut answer = CreateTopicsResponse::default();
+    for asked in &request.topics {
+        let name = asked.name.to_string();
+        let mut topic = CreatableTopicResult::default();
+        topic.name = asked.name.clone();
+        topic.error_code = if state.other_topics.contains(&name) {
+            ErrorCode::TopicAlreadyExists.code()
+        } else {
+            state.other_topics.push(name);
+            0
+        };
+        if let Fault::Refuse(code) = fault {
+            topic.error_code = code.code();
+        }
+        answer.topics.push(topic);
+    }
+    match fault {
+        Fault::DropAfter => Answer::Close,
+        _ => frame(head, &answer),
+    }
 }
 
 fn produce(head: &RequestHead, body: Bytes, node: usize, state: &mut State) -> Answer {
