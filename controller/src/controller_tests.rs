@@ -39,8 +39,15 @@ async fn broker(store: &EmbeddedStore, node: i32) -> (Controller, BrokerEpoch) {
     let controller = Controller::start(store.clone(), options(node))
         .await
         .unwrap();
-    let epoch = controller.register_broker(life("first")).await.unwrap();
+    let epoch = register(&controller, "first").await;
     (controller, epoch)
+}
+
+async fn register(controller: &Controller, incarnation: &str) -> BrokerEpoch {
+    let registering = controller.register_broker(life(incarnation));
+    let registered = tokio::time::timeout(DEADLINE, registering).await;
+    let registered = registered.expect("a new broker in the image has the controller compare anew");
+    registered.expect("let in")
 }
 
 fn topic(name: &str, partitions: i32, replication_factor: i16) -> NewTopic {
@@ -187,7 +194,7 @@ async fn everything_but_the_sessions_is_there_after_a_restart_and_epochs_go_on()
     let controller = Controller::start(open(), options(1)).await.unwrap();
     assert_eq!(controller.image().cluster_id(), before.cluster_id());
     assert_eq!(controller.image().registrations().count(), 0);
-    let second = controller.register_broker(life("second")).await.unwrap();
+    let second = register(&controller, "second").await;
     assert!(second > first);
     let image = controller.image();
     assert!(image.controller().unwrap().epoch > before.controller().unwrap().epoch);
@@ -311,11 +318,11 @@ async fn min_insync_replicas_is_the_first_controllers_whatever_others_were_start
     let one = Controller::start(store.clone(), started_with(1, "2"))
         .await
         .unwrap();
-    one.register_broker(life("first")).await.unwrap();
+    register(&one, "first").await;
     let two = Controller::start(store.clone(), started_with(2, "1"))
         .await
         .unwrap();
-    two.register_broker(life("first")).await.unwrap();
+    register(&two, "first").await;
     one.stop().await;
     let image = until(&two, |image| {
         let now = image.controller().map(|now| now.node_id);
@@ -459,7 +466,7 @@ async fn leaders_go_back_by_themselves_to_a_broker_that_returned() {
         ..options(1)
     };
     let one = Controller::start(store.clone(), options).await.unwrap();
-    one.register_broker(life("first")).await.unwrap();
+    register(&one, "first").await;
     let (two, _) = broker(&store, 2).await;
     let assigned = NewTopic {
         assignments: vec![ManualAssignment {

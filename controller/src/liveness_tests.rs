@@ -1,7 +1,10 @@
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::decide::testing::{Cluster, id, registration};
+use crate::decide::{
+    brokers,
+    testing::{Cluster, id, registration, settings},
+};
 
 const TIMING: Timing = Timing {
     interval: Duration::from_millis(200),
@@ -163,6 +166,30 @@ fn brokers_that_answer_are_spared_when_many_registrations_vanish_and_soon_not_wh
     cluster.register(2, &registration());
     vanished.follow(&old, &cluster.image, now + millis(100), grace);
     assert_eq!(spared(&vanished, 3, now + millis(100), 0), [0; 0]);
+}
+
+#[test]
+fn a_broker_that_was_leaving_or_was_never_let_in_is_not_missed() {
+    let mut cluster = Cluster::of(3);
+    let epoch = cluster.epoch(1);
+    let asked = brokers::shut_down(&cluster.image, &settings(), id(1), epoch);
+    cluster.apply(&asked.unwrap().0);
+    cluster.register(4, &registration());
+    let mut vanished = Vanished::default();
+    let now = Instant::now();
+    for broker in [1, 4, 2] {
+        vanish(&mut cluster, broker, &mut vanished, now);
+    }
+    let grace = Duration::from_secs(3);
+    let spared = vanished.spared(1, now, grace, |_| true);
+    let spared: Vec<BrokerId> = spared.iter().map(|broker| broker.id).collect();
+    assert_eq!(spared, [id(2)]);
+    // Nor do they make one that went into many.
+    assert!(
+        vanished
+            .spared(1, now + SETTLING, grace, |_| true)
+            .is_empty()
+    );
 }
 
 #[test]

@@ -283,7 +283,9 @@ mod tests {
     use super::*;
     use crate::{
         decide::testing::{Cluster, registration},
-        keys::{ControllerValue, Key, print_value},
+        keys::{ControllerValue, Key, print_partitions, print_value},
+        processes::{Process, all_ok, topic},
+        store::{EmbeddedStore, MetadataStore as _, Operation, Transaction},
     };
 
     fn rendered(metrics: &ControllerMetrics, image: &ClusterImage, node: i32) -> String {
@@ -341,6 +343,46 @@ mod tests {
         let text = rendered(&metrics, &cluster.image, 2);
         has(&text, "kafkacontroller_activecontrollercount", 0);
         assert!(!text.contains("globaltopiccount"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn the_controller_alone_counts_unclean_elections_and_all_count_its_reign() {
+        let store = EmbeddedStore::in_memory();
+        let one = Process::start(&store, 1).await;
+        let two = Process::start(&store, 2).await;
+        all_ok(
+            one.controller
+                .create_topics(vec![topic("t", 1, 2)], false)
+                .await,
+        );
+        let image = one.controller.image();
+        let created = image.topic("t").expect("it was created");
+        let mut state = created.partition(0.into()).expect("its first").clone();
+        state.leader_recovery = LeaderRecovery::Recovering;
+        let uncleanly = Operation::Put {
+            key: Key::Partitions(created.id, 0).to_string(),
+            value: print_partitions(0, [&state]),
+            session: None,
+        };
+        let elected = store.commit(Transaction {
+            guards: Vec::new(),
+            operations: vec![uncleanly],
+        });
+        elected.await.expect("the store takes it");
+        for (process, unclean) in [(&one, 1), (&two, 0)] {
+            process
+                .until(|image| image.partition("t", 0.into()) == Some(&state))
+                .await;
+            let mut page = Page::default();
+            process.controller.render_metrics(&mut page);
+            let text = page.into_text();
+            has(
+                &text,
+                "controllerstats_uncleanleaderelections_total",
+                unclean,
+            );
+            has(&text, "kafkacontroller_newactivecontrollerscount", 1);
+        }
     }
 
     #[test]

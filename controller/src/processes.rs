@@ -118,7 +118,9 @@ impl Process {
 
     pub(crate) async fn register(&self) -> Result<BrokerEpoch, ControllerError> {
         let registration = self.registering.clone();
-        self.controller.register_broker(registration).await
+        let registering = self.controller.register_broker(registration);
+        let registered = tokio::time::timeout(DEADLINE, registering).await;
+        registered.expect("a new broker in the image has the controller compare anew")
     }
 
     pub(crate) async fn register_daemon(&self) -> Result<(), ControllerError> {

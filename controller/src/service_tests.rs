@@ -30,7 +30,11 @@ enum Fault {
     Deposed,
     /// It is applied, and the watch loses its place.
     Compacted,
+    /// Another process has put this under the key just before.
+    Outrun(&'static str),
 }
+
+const DEADLINE: Duration = Duration::from_mins(1);
 
 #[derive(Clone)]
 struct FaultyStore {
@@ -100,6 +104,8 @@ impl MetadataStore for FaultyStore {
 
     async fn commit(&self, transaction: Transaction) -> Result<Commit, StoreError> {
         let unknown = || Err(StoreError::Unknown("a fault".to_owned()));
+        // As with any store elsewhere, others go on meanwhile.
+        tokio::task::yield_now().await;
         match self.next_fault(&transaction) {
             None => {
                 let outcome = self.store.commit(transaction).await;
@@ -121,6 +127,22 @@ impl MetadataStore for FaultyStore {
                 };
                 self.store.commit(deposed).await?;
                 self.store.commit(transaction).await
+            }
+            Some(Fault::Outrun(value)) => {
+                let key = transaction.operations[0].key().to_owned();
+                let faster = Transaction {
+                    guards: Vec::new(),
+                    operations: vec![Operation::Put {
+                        key,
+                        value: value.into(),
+                        session: None,
+                    }],
+                };
+                self.store.commit(faster).await?;
+                let outcome = self.store.commit(transaction).await;
+                assert_eq!(outcome, Ok(Commit::Refused));
+                *self.refused.lock().unwrap() += 1;
+                outcome
             }
             Some(Fault::Compacted) => {
                 let outcome = self.store.commit(transaction).await;
@@ -166,6 +188,16 @@ async fn broker(store: &FaultyStore) -> Controller {
 }
 
 async fn broker_for(store: &FaultyStore, session_ttl: Duration) -> Controller {
+    let controller = started(store, session_ttl).await;
+    let registering = timeout(DEADLINE, controller.register_broker(registration()));
+    registering
+        .await
+        .expect("a new broker in the image has the controller compare anew")
+        .unwrap();
+    controller
+}
+
+async fn started(store: &FaultyStore, session_ttl: Duration) -> Controller {
     let options = ControllerOptions {
         node_id: 1.into(),
         settings: Arc::new(settings()),
@@ -176,9 +208,7 @@ async fn broker_for(store: &FaultyStore, session_ttl: Duration) -> Controller {
         cluster_id: None,
         seed: Some(1),
     };
-    let controller = Controller::start(store.clone(), options).await.unwrap();
-    controller.register_broker(registration()).await.unwrap();
-    controller
+    Controller::start(store.clone(), options).await.unwrap()
 }
 
 async fn create(controller: &Controller) -> Result<(), ControllerError> {
@@ -357,4 +387,59 @@ async fn a_controller_whose_session_may_have_ended_by_its_own_clock_decides_noth
     let _ = timeout(ttl * 4, create(&controller)).await;
     let decides = images.wait_for(|image| image.topic_count() == 1);
     timeout(ttl * 4, decides).await.unwrap().unwrap();
+}
+
+/// A broker that loses the race for `key` to somebody who puts `value` there.
+async fn outrun(store: FaultyStore, key: &'static str, value: &'static str) {
+    store
+        .faults
+        .lock()
+        .unwrap()
+        .push_back((key, Fault::Outrun(value)));
+    let controller = started(&store, Duration::from_mins(1)).await;
+    let mut images = controller.subscribe();
+    let registering = controller.register_broker(registration());
+    let outcome = images.wait_for(|image| {
+        let seal = image.controller().map(|holder| &*holder.incarnation);
+        let number = image.registration(1.into());
+        let number = number.map(|broker| &*broker.registration.incarnation);
+        seal == Some("faster") || number == Some("faster")
+    });
+    tokio::select! {
+        told = timeout(DEADLINE, outcome) => {
+            told.expect("the image says in time who was faster").unwrap();
+        }
+        registered = registering => panic!("{key}: it was not outrun but {registered:?}"),
+    }
+    assert_eq!(*store.refused.lock().unwrap(), 1, "it ran for {key} again");
+}
+
+const FASTER_CONTROLLER: &str = r#"{"node_id":9,"incarnation":"faster","session":"9"}"#;
+const FASTER_BROKER: &str =
+    r#"{"incarnation":"faster","endpoints":[],"boot_id":"","directories":[]}"#;
+
+#[tokio::test]
+async fn a_race_that_was_lost_is_not_run_again_before_the_image_says_who_won() {
+    for (key, value) in [
+        ("controller", FASTER_CONTROLLER),
+        ("brokers/", FASTER_BROKER),
+    ] {
+        let store = FaultyStore {
+            watch_delay: RETRY_DELAY / 4,
+            ..FaultyStore::new(&[])
+        };
+        outrun(store, key, value).await;
+    }
+}
+
+#[tokio::test]
+async fn who_won_a_race_is_read_if_the_watch_does_not_say_it() {
+    let store = FaultyStore::new(&[]);
+    let founded = broker(&store).await;
+    founded.stop().await;
+    let deaf = FaultyStore {
+        watch_delay: Duration::from_hours(1),
+        ..store
+    };
+    outrun(deaf, "brokers/", FASTER_BROKER).await;
 }

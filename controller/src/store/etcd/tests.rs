@@ -4,6 +4,7 @@ mod access;
 mod faults;
 #[path = "../../../tests/etcd/mod.rs"]
 mod process;
+mod silence;
 
 use std::time::Duration;
 
