@@ -229,6 +229,27 @@ fn write(log: &mut Vec<(Stamp, u32)>, stamp: Stamp, records: u32) -> Result<(), 
     Ok(())
 }
 
+#[test]
+fn numbers_are_given_anew_only_when_nothing_is_in_flight() {
+    let mut world = World::new();
+    for _ in 0..2 {
+        world.append();
+        world.drain();
+    }
+    // The broker may have the first of the two.
+    let first = world.connections[0].pop_front().unwrap();
+    world.accumulator.give_up(first.batch, lost());
+    world.append();
+    world.drain();
+    assert_eq!(world.connections[0].len(), 1, "the second is under way");
+    let second = world.connections[0].pop_front().unwrap();
+    world.accumulator.give_up(second.batch, lost());
+    world.drain();
+    let third = world.connections[0].pop_front().unwrap().batch.stamp;
+    let third = third.map(|stamp| (stamp.identity.epoch, stamp.base_sequence));
+    assert_eq!(third, Some((1, 0)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(5000))]
 
