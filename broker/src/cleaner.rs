@@ -8,12 +8,15 @@
 //! Invariants: no log is compacted by two threads; one that is damaged is left alone until
 //! the broker is started again, and all others go on.
 
-use crate::{metrics::CleanerState, node::Node, partition::Partition, replicas::Checkpoints, time};
+use crate::{
+    metrics::CleanerState, node::Node, partition::Partition, replicas::Checkpoints, sync::lock,
+    time,
+};
 use std::{
     collections::{HashMap, HashSet},
     io,
     ops::ControlFlow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -275,7 +278,7 @@ impl Cleaner {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -464,7 +467,7 @@ impl Throttle {
         let seconds = bytes as f64 / rate;
         // A day is as good as for ever, and a duration has an end.
         let lasts = Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0));
-        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free_at = lock(&self.free_at);
         let until = free_at.map_or(now, |at| at.max(now)) + lasts;
         *free_at = Some(until);
         until

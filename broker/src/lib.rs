@@ -21,6 +21,7 @@ mod producer_ids;
 mod replicas;
 mod replication;
 mod shards;
+mod sync;
 mod time;
 mod transactions;
 

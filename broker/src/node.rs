@@ -12,12 +12,13 @@ use crate::{
     producer_ids::ProducerIds,
     replicas::Replicas,
     replication::Replication,
+    sync::{read, write},
     transactions::Transactions,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, RwLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -158,7 +159,7 @@ impl Node {
 
     /// The settings with the dynamic configs laid over them.
     pub(crate) fn live_settings(&self) -> Arc<ServerSettings> {
-        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&read(&self.live))
     }
 
     /// Follows the controller's images until the broker ends: partitions first, then the
@@ -180,7 +181,7 @@ impl Node {
             return;
         }
         let settings = self.settings_at(&new);
-        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&settings);
+        *write(&self.live) = Arc::clone(&settings);
         let node = Arc::clone(self);
         let before = Arc::clone(&old);
         let applied = tokio::task::spawn_blocking(move || {

@@ -11,13 +11,14 @@
 use crate::{
     node::{Lookup, Node},
     partition::{Partition, PartitionError, RequiredAcks, VerificationGuard, admission::Admitted},
+    sync::{read, write},
     time,
 };
 use std::{
     collections::HashMap,
     fmt::Display,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, RwLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -111,20 +112,11 @@ impl<C: Coordinator> Shards<C> {
     }
 
     pub(crate) fn get(&self, partition: i32) -> Option<Arc<Shard<C>>> {
-        self.led
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&partition)
-            .cloned()
+        read(&self.led).get(&partition).cloned()
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Shard<C>>> {
-        self.led
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect()
+        read(&self.led).values().cloned().collect()
     }
 
     /// The name of one more request.
@@ -148,7 +140,7 @@ impl<C: Coordinator> Shards<C> {
             }
         }
         let mut begun = Vec::new();
-        let mut shards = self.led.write().unwrap_or_else(PoisonError::into_inner);
+        let mut shards = write(&self.led);
         shards.retain(|number, shard| {
             let stays = leads
                 .get(number)

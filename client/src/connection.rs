@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -27,6 +27,7 @@ use yuxi_protocol::messages::{
 
 use crate::config::ClientConfig;
 use crate::error::{Error, Result};
+use crate::sync::lock;
 
 /// Requests that may be unanswered on one connection.
 const MAX_IN_FLIGHT: usize = 256;
@@ -98,7 +99,7 @@ struct Waiting {
 
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     /// Ends the connection for everyone: the first reason stands.

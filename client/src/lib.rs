@@ -18,6 +18,7 @@ pub mod error;
 pub mod metadata;
 pub mod offsets;
 pub mod producer;
+mod sync;
 
 pub use admin::Admin;
 pub use cluster::Cluster;

@@ -29,6 +29,7 @@ mod rpc;
 mod service;
 pub mod settings;
 pub mod store;
+mod sync;
 mod transactions;
 mod waiting;
 

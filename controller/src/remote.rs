@@ -10,7 +10,7 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -41,6 +41,7 @@ use crate::{
     rpc,
     service::Request,
     store::Revision,
+    sync::lock,
 };
 
 /// How long after a failed try the next one begins, unless the image changes before.
@@ -429,10 +430,7 @@ async fn write_frames(
     while let Some((mut bytes, reply)) = queue.recv().await {
         correlation_id = correlation_id.wrapping_add(1) & i32::MAX;
         bytes[CORRELATION_AT..CORRELATION_AT + 4].copy_from_slice(&correlation_id.to_be_bytes());
-        unanswered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back((correlation_id, reply));
+        lock(unanswered).push_back((correlation_id, reply));
         writer.write_all(&bytes).await?;
     }
     Ok(())
@@ -442,10 +440,7 @@ async fn read_frames(mut reader: OwnedReadHalf, unanswered: &Unanswered) -> io::
     let mut buffer = BytesMut::new();
     loop {
         let answer = read_frame(&mut reader, &mut buffer, MAX_FRAME_BYTES).await?;
-        let first = unanswered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front();
+        let first = lock(unanswered).pop_front();
         let Some((correlation_id, reply)) = first else {
             return Err(io::Error::other("an answer to nothing"));
         };

@@ -7,10 +7,11 @@
 //! credentials, another cluster's data, a newer layout or an etcd that is too old end
 //! the start.
 
+use crate::sync::lock;
 use std::{
     fmt::Display,
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -70,7 +71,7 @@ impl Waiting {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<String>> {
-        self.why.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.why)
     }
 }
 

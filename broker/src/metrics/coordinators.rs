@@ -1,10 +1,13 @@
 //! What the coordinators of groups and of transactions measure.
 
-use crate::internal_topics::{CONSUMER_OFFSETS, TRANSACTION_STATE};
+use crate::{
+    internal_topics::{CONSUMER_OFFSETS, TRANSACTION_STATE},
+    sync::lock,
+};
 use std::{
     collections::VecDeque,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -135,7 +138,7 @@ impl CoordinatorMetrics {
 
 impl Loads {
     fn add(&self, took: Duration, now: Instant) {
-        let mut loads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loads = lock(&self.0);
         loads.push_back((now, took));
         if loads.len() > LOADS {
             loads.pop_front();
@@ -143,7 +146,7 @@ impl Loads {
     }
 
     fn recent(&self, now: Instant) -> Vec<Duration> {
-        let mut loads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loads = lock(&self.0);
         loads.retain(|(at, _)| now.saturating_duration_since(*at) < LOADS_WINDOW);
         loads.iter().map(|(_, took)| *took).collect()
     }

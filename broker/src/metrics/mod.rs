@@ -17,10 +17,11 @@ mod state;
 pub(crate) use coordinators::TransactionsState;
 pub(crate) use state::{CleanerState, Gathered, PartitionState};
 
+use crate::sync::{lock, read, write};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -103,7 +104,7 @@ impl Metrics {
     /// An answer says that something in the request failed.
     pub(crate) fn request_failed(&self, key: i16, error: ErrorCode) {
         let Some(api) = self.api(key) else { return };
-        let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut errors = lock(&self.errors);
         *errors.entry((api.name, error.name())).or_default() += 1;
     }
 
@@ -195,10 +196,7 @@ impl Metrics {
 
     /// A topic is gone, and with it its own counters.
     pub(crate) fn topic_deleted(&self, topic: &str) {
-        self.topics
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(topic);
+        write(&self.topics).remove(topic);
     }
 
     /// A log was forced to disk.
@@ -233,10 +231,7 @@ impl Metrics {
 
     /// Each counter for the whole broker without a label, as Kafka has it, and by topic.
     fn render_topics(&self, page: &mut Page) {
-        let mut topics: Vec<(Arc<str>, Arc<TopicCounters>)> = self
-            .topics
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        let mut topics: Vec<(Arc<str>, Arc<TopicCounters>)> = read(&self.topics)
             .iter()
             .map(|(name, counters)| (Arc::clone(name), Arc::clone(counters)))
             .collect();
@@ -263,7 +258,7 @@ impl Metrics {
             }
         }
         page.family(&ERRORS);
-        for (&(api, error), count) in &*self.errors.lock().unwrap_or_else(PoisonError::into_inner) {
+        for (&(api, error), count) in &*lock(&self.errors) {
             page.sample(&ERRORS, "", &[("request", api), ("error", error)], count);
         }
         page.family(&ANSWER_BYTES);
@@ -307,12 +302,12 @@ impl Metrics {
     }
 
     fn topic(&self, name: &str) -> Arc<TopicCounters> {
-        let known = self.topics.read().unwrap_or_else(PoisonError::into_inner);
+        let known = read(&self.topics);
         if let Some(counters) = known.get(name) {
             return Arc::clone(counters);
         }
         drop(known);
-        let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
+        let mut topics = write(&self.topics);
         Arc::clone(topics.entry(name.into()).or_default())
     }
 }

@@ -2,10 +2,11 @@
 //! requests that are being read or handled. Owned by the broker, shared by all
 //! listeners; a permit gives back what it took when it is dropped.
 
+use crate::sync::lock;
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -105,7 +106,7 @@ impl ConnectionCounts {
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 }
 

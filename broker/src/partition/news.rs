@@ -6,11 +6,12 @@
 //! fetch looks at what is on it. One list for each session, owned by the session and known
 //! to the leaders of its partitions. A partition is on it at most once.
 
+use crate::sync::lock;
 use std::{
     collections::HashSet,
     mem,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard,
         atomic::{AtomicI64, Ordering},
     },
 };
@@ -77,7 +78,7 @@ impl FollowerNews {
     }
 
     fn changed(&self) -> MutexGuard<'_, Changed> {
-        self.changed.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.changed)
     }
 }
 

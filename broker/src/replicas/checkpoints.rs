@@ -4,12 +4,13 @@
 use super::found::{Offsets, offset_of};
 use crate::{
     partition::{Cut, Partition, Position},
+    sync::lock,
     time,
 };
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 use yuxi_log::OffsetCheckpoint;
 use yuxi_protocol::ids::Offset;
@@ -160,8 +161,4 @@ impl CheckpointFiles {
     fn file(&self, which: Checkpoints) -> OffsetCheckpoint {
         OffsetCheckpoint::new(&self.directory, which.file_name())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

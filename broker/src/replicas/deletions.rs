@@ -1,8 +1,9 @@
 //! Directories of deleted partitions, and when they go: readers may still be at them.
 
+use crate::sync::lock;
 use std::{
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 /// See the module.
@@ -25,6 +26,6 @@ impl Deletions {
     }
 
     fn due(&self) -> MutexGuard<'_, Vec<(i64, PathBuf)>> {
-        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.due)
     }
 }

@@ -4,10 +4,10 @@
 //! is lost or begins anew is forgotten here.
 
 use super::{Checkpoints, set_aside, settings_of, threads::on_threads};
-use crate::{log_config, time};
+use crate::{log_config, sync::lock, time};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 use yuxi_controller::{
     image::ClusterImage,
@@ -157,7 +157,7 @@ impl Found {
     }
 
     fn opened(&self) -> MutexGuard<'_, HashMap<(TopicId, PartitionId), Log>> {
-        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.opened)
     }
 }
 

@@ -1,10 +1,14 @@
 //! The partitions that are here, by their topics' names and ids. Owned by [`super::Replicas`];
 //! the lock is held for a look-up or a replacement, never longer.
 
-use crate::{node::Lookup, partition::Partition};
+use crate::{
+    node::Lookup,
+    partition::Partition,
+    sync::{read, write},
+};
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 use yuxi_protocol::ids::TopicId;
 
@@ -76,11 +80,11 @@ impl LocalTopics {
     }
 
     fn map(&self) -> RwLockReadGuard<'_, Map> {
-        self.map.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.map)
     }
 
     fn map_mut(&self) -> RwLockWriteGuard<'_, Map> {
-        self.map.write().unwrap_or_else(PoisonError::into_inner)
+        write(&self.map)
     }
 }
 

@@ -4,10 +4,11 @@
 //! no answer is sent again until the controller has decided or the partition's state has
 //! moved on; meanwhile the partition counts who is in both the old and the new set (I3).
 
-use super::{Key, key_of, lock};
+use super::{Key, key_of};
 use crate::{
     node::Node,
     partition::{Now, Partition, ProposalOutcome},
+    sync::lock,
     time,
 };
 use std::{

@@ -9,12 +9,12 @@ mod fetcher;
 mod isr;
 mod session;
 
-use crate::{node::Node, partition::Partition, replicas::RoleChange};
+use crate::{node::Node, partition::Partition, replicas::RoleChange, sync::lock};
 use fetcher::Fetcher;
 use isr::IsrProposer;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 use tokio::task::JoinHandle;
 use yuxi_protocol::ids::{BrokerId, TopicId};
@@ -24,10 +24,6 @@ type Key = (TopicId, i32);
 
 fn key_of(partition: &Partition) -> Key {
     (partition.topic_id(), partition.id().partition.value())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The replication of one broker.

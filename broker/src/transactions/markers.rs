@@ -13,12 +13,13 @@ use crate::{
     api::write_txn_markers,
     node::Node,
     partition::{Ack, TxnMarker},
+    sync::lock,
     time,
 };
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -125,7 +126,7 @@ impl Markers {
     }
 
     fn queue(&self) -> MutexGuard<'_, Vec<Pending>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     /// Sends until aborted.

@@ -5,10 +5,13 @@
 //! wants another; nor for long those who want it, since the controller soon takes it for
 //! dead, and a connection that has just failed is not tried again by each of them.
 
-use crate::node::{self, Node};
+use crate::{
+    node::{self, Node},
+    sync::lock,
+};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -86,7 +89,7 @@ impl Peers {
             .ok_or(PeerError::NotRegistered(broker))?
             .address();
         let slot = {
-            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut slots = lock(&self.slots);
             Arc::clone(slots.entry(broker).or_default())
         };
         let mut slot = slot.lock().await;

@@ -10,7 +10,7 @@ mod connections;
 mod coordinator;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use rand::seq::SliceRandom;
@@ -29,6 +29,7 @@ use crate::config::ClientConfig;
 use crate::connection::Connection;
 use crate::error::{Error, Result, check};
 use crate::metadata::{Broker, ClusterMetadata, Topic};
+use crate::sync::{read, write};
 use connections::{Connections, Purpose};
 pub(crate) use coordinator::Coordinator;
 use coordinator::Kind;
@@ -76,11 +77,7 @@ impl Cluster {
 
     /// The current snapshot.
     pub fn metadata(&self) -> Arc<ClusterMetadata> {
-        self.inner
-            .metadata
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        read(&self.inner.metadata).clone()
     }
 
     /// A connection to one broker, opened if there is none. One that the snapshot does not
@@ -290,11 +287,7 @@ impl Cluster {
     ) -> bool {
         let (leader, epoch) = (BrokerId::new(leader.0), LeaderEpoch::new(leader.1));
         let endpoint = endpoints.iter().find(|endpoint| endpoint.id == leader);
-        let mut current = self
-            .inner
-            .metadata
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut current = write(&self.inner.metadata);
         match current.with_leader(partition, leader, epoch, endpoint) {
             Some(next) => {
                 *current = Arc::new(next);
@@ -399,11 +392,7 @@ impl Cluster {
             })
             .await?;
         check(answer.error_code, None, || "asking for metadata".to_owned())?;
-        let mut current = self
-            .inner
-            .metadata
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut current = write(&self.inner.metadata);
         *current = Arc::new(current.merged(&answer, whole, Instant::now()));
         Ok(current.clone())
     }

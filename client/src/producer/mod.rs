@@ -13,7 +13,7 @@ mod sender;
 mod transaction;
 mod window;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -26,6 +26,7 @@ use yuxi_protocol::record::batch::RECORD_BATCH_OVERHEAD;
 use crate::cluster::Cluster;
 use crate::config::ClientConfig;
 use crate::error::{Error, Result};
+use crate::sync::lock;
 use accumulator::{Accumulator, Append, Settings};
 pub use delivery::{Delivery, RecordMetadata};
 pub use transaction::{Ending, Transaction, TransactionError, TransactionalProducer};
@@ -192,7 +193,7 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -371,12 +372,7 @@ impl Producer {
         let shared = &self.handle.shared;
         shared.lock().closing = true;
         shared.wake.notify_one();
-        let sender = self
-            .handle
-            .sender
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let sender = lock(&self.handle.sender).take();
         if let Some(sender) = sender {
             let _ = sender.await;
         }

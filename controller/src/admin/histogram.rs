@@ -4,9 +4,10 @@
 //! ten minutes, since those of a whole process life tell nothing about now; they
 //! are interpolated within a bucket, as Prometheus does it.
 
+use crate::sync::lock;
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -89,7 +90,7 @@ impl Histogram {
 
     /// What was recorded in the last minutes before `now`, given the counts of this moment.
     pub(super) fn recent(&self, counts: &Counts, now: Instant) -> Counts {
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = lock(&self.window);
         let recent =
             std::array::from_fn(|bucket| counts[bucket].saturating_sub(window.before_last[bucket]));
         if now.saturating_duration_since(window.turned) >= HALF_WINDOW {

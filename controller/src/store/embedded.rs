@@ -14,7 +14,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     ops::Bound,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -25,6 +25,7 @@ use super::{
     Batch, Change, Commit, Entry, Guard, MetadataStore, Operation, Revision, SessionId, Snapshot,
     StoreError, Transaction, Watch, WatchEvent, database::MetadataFile,
 };
+use crate::sync::lock;
 
 /// How much of the past is kept for watches; an older one has to read again.
 const HISTORY_BATCHES: usize = 4096;
@@ -202,11 +203,11 @@ impl Shared {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         // Memory is changed by whole batches in one go, so what a panicking
         // thread left behind is consistent.
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.memory)
     }
 
     fn commit(&self, transaction: &Transaction) -> Result<Commit, StoreError> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = lock(&self.file);
         if let Some(file) = file.as_mut() {
             self.settle(file)?;
         }
@@ -284,7 +285,7 @@ impl Shared {
     }
 
     fn end_session(&self, session: SessionId) -> Result<(), StoreError> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = lock(&self.file);
         let batch = {
             let mut memory = self.memory();
             if memory.sessions.remove(&session).is_none() {

@@ -17,13 +17,14 @@ use super::{
 };
 use crate::{
     partition::{Follower, FollowerNews, Now, PartitionError, PartitionKey, Read},
+    sync::lock,
     time,
 };
 use rand::Rng;
 use std::{
     collections::{BTreeMap, HashMap},
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 use yuxi_controller::store::Revision;
 use yuxi_protocol::{
@@ -93,10 +94,6 @@ impl Replica {
                 .broker(self.id)
                 .is_some_and(|broker| broker.epoch == self.broker_epoch)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Answers the fetch of a registered follower. `arriving` is the revision at which this

@@ -8,11 +8,11 @@
 //! theirs elsewhere ([`super::followers`]).
 
 use super::{TOPIC_IDS_FROM, response::FetchedPartition};
-use crate::partition::FetchWaiter;
+use crate::{partition::FetchWaiter, sync::lock};
 use rand::Rng;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 use yuxi_protocol::{
@@ -152,10 +152,6 @@ impl Told {
             log_start_offset: fetched.log_start_offset,
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl FetchSessions {
