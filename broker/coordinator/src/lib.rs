@@ -6,4 +6,5 @@
 //! [`transactions`] say who calls what in which order.
 
 pub mod groups;
+mod phase;
 pub mod transactions;

@@ -69,6 +69,7 @@ pub use fuzz::fuzz_record;
 pub use records::{CoordinatorRecord, RecordError};
 pub use routing::partition_for;
 
+use crate::phase::Phase;
 use api::Completion;
 use classic::Group;
 use consumer::ConsumerGroup;
@@ -89,15 +90,6 @@ pub struct GroupShard {
     timers: Timers,
     phase: Phase,
     skipped_records: u64,
-}
-
-/// Which calls may come next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Loading,
-    Ready,
-    /// Records are out and their fate is not known.
-    Writing,
 }
 
 /// What a record did to the shard.
@@ -154,7 +146,7 @@ impl GroupShard {
     /// A malformed record is an error and changes nothing; it is for the caller to go on
     /// with the next.
     pub fn replay(&mut self, key: &Bytes, value: Option<&Bytes>) -> Result<Replayed, RecordError> {
-        assert_eq!(self.phase, Phase::Loading, "the shard is loaded");
+        self.phase.assert_loading();
         self.apply(None, key, value)
     }
 
@@ -166,15 +158,14 @@ impl GroupShard {
         key: &Bytes,
         value: Option<&Bytes>,
     ) -> Result<Replayed, RecordError> {
-        assert_eq!(self.phase, Phase::Loading, "the shard is loaded");
+        self.phase.assert_loading();
         self.apply(Some(producer_id), key, value)
     }
 
     /// All records are in: members' sessions begin anew, since nobody could have heard
     /// from them. Groups with members are stable, as the log has them.
     pub fn loaded(&mut self, now_ms: i64) {
-        assert_eq!(self.phase, Phase::Loading, "the shard is loaded once");
-        self.phase = Phase::Ready;
+        self.phase.loaded();
         self.schedule_clean_up(now_ms);
         self.arm_loaded_consumers(now_ms);
         let mut effects = Effects::default();
@@ -210,7 +201,7 @@ impl GroupShard {
         cluster: &dyn ClusterView,
         now_ms: i64,
     ) -> Effects {
-        self.assert_ready();
+        self.phase.assert_ready();
         let mut effects = Effects::default();
         let out = &mut effects;
         let response = match request {
@@ -269,7 +260,7 @@ impl GroupShard {
     /// Does what is due at `now_ms`. If that is a lot, part of it is left for the next
     /// call and [`GroupShard::next_deadline`] stays in the past.
     pub fn tick(&mut self, cluster: &dyn ClusterView, now_ms: i64) -> Effects {
-        self.assert_ready();
+        self.phase.assert_ready();
         let mut effects = Effects::default();
         let mut counted = 0;
         let mut bytes = 0;
@@ -354,7 +345,7 @@ impl GroupShard {
     /// replies may be sent when the records are below the high watermark.
     #[must_use = "replies must be sent"]
     pub fn written(&mut self, effects: Effects, now_ms: i64) -> Vec<Reply> {
-        self.outcome_known();
+        self.phase.outcome_known();
         let producer_id = effects.transaction.map(|producer| producer.producer_id);
         for record in &effects.records {
             self.apply_written(producer_id, record);
@@ -392,7 +383,7 @@ impl GroupShard {
     /// The records of `effects` could not be appended: nothing of them is in the log.
     /// Whoever waited for them is answered with what `error` means to a client.
     pub fn write_failed(&mut self, effects: Effects, error: ErrorCode, now_ms: i64) -> Effects {
-        self.outcome_known();
+        self.phase.outcome_known();
         let error = api::write_error(error);
         tracing::warn!(error = error.name(), "group records could not be written");
         let mut out = Effects::default();
@@ -443,28 +434,9 @@ impl GroupShard {
         counts
     }
 
-    fn assert_ready(&self) {
-        assert_eq!(
-            self.phase,
-            Phase::Ready,
-            "the shard is loaded and no write is under way"
-        );
-    }
-
     fn hand_out(&mut self, effects: Effects) -> Effects {
-        if !effects.records.is_empty() {
-            self.phase = Phase::Writing;
-        }
+        self.phase.handed_out(&effects.records);
         effects
-    }
-
-    fn outcome_known(&mut self) {
-        assert_eq!(
-            self.phase,
-            Phase::Writing,
-            "there are records to know the outcome of"
-        );
-        self.phase = Phase::Ready;
     }
 
     /// A call's hold on one group.

@@ -356,7 +356,7 @@ impl GroupShard {
     /// Deletes the offsets that groups have for `topics`, which are no more. Some are
     /// done at a time: call again until there are no records to write.
     pub fn topics_deleted(&mut self, topics: &BTreeSet<StrBytes>) -> Effects {
-        self.assert_ready();
+        self.phase.assert_ready();
         let mut effects = Effects::default();
         let mut bytes = 0;
         'groups: for group in self.offsets.groups() {

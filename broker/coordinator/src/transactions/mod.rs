@@ -48,6 +48,7 @@ pub use partitions::Partitions;
 pub use records::{TransactionRecord, TransactionRecordError};
 pub use transaction::{Transaction, TransactionState};
 
+use crate::phase::Phase;
 use transaction::{Ending, Step};
 
 /// How long what could not be written waits until it is tried again.
@@ -82,15 +83,6 @@ struct Unmarked {
     partitions: Partitions,
 }
 
-/// Which calls may come next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Loading,
-    Ready,
-    /// Records are out and their fate is not known.
-    Writing,
-}
-
 impl TransactionShard {
     /// A shard that knows nothing yet and waits for its records.
     pub fn new(config: TransactionConfig) -> Self {
@@ -119,7 +111,7 @@ impl TransactionShard {
         key: &Bytes,
         value: Option<&Bytes>,
     ) -> Result<(), TransactionRecordError> {
-        assert_eq!(self.phase, Phase::Loading, "the shard is loaded");
+        self.phase.assert_loading();
         if let TransactionRecord::Transaction {
             transactional_id,
             value,
@@ -143,8 +135,7 @@ impl TransactionShard {
     /// All records are in. What was being ended is ended: its markers are handed out again,
     /// to be written once all of the log is below the high watermark.
     pub fn loaded(&mut self, now_ms: i64) -> Vec<MarkerOrder> {
-        assert_eq!(self.phase, Phase::Loading, "the shard is loaded once");
-        self.phase = Phase::Ready;
+        self.phase.loaded();
         self.loaded_ms = now_ms;
         self.schedule_expiry(now_ms);
         let ids: Vec<StrBytes> = self.ids.keys().cloned().collect();
@@ -162,7 +153,7 @@ impl TransactionShard {
         spare: Option<ProducerId>,
         now_ms: i64,
     ) -> Handled {
-        self.assert_ready();
+        self.phase.assert_ready();
         let mut effects = Effects::default();
         let answer = match &request {
             TransactionRequest::Init {
@@ -231,7 +222,7 @@ impl TransactionShard {
 
     /// Markers of orders are written. Those of an order that is no more are of no concern.
     pub fn markers_written(&mut self, markers: &[MarkerWritten], now_ms: i64) -> Effects {
-        self.assert_ready();
+        self.phase.assert_ready();
         let mut effects = Effects::default();
         for marker in markers {
             let Some(entry) = self.ids.get_mut(&marker.transactional_id) else {
@@ -254,7 +245,7 @@ impl TransactionShard {
     /// Does something that is due at `now_ms`. If there is more, it is left for the next
     /// call and [`TransactionShard::next_deadline`] stays in the past.
     pub fn tick(&mut self, now_ms: i64) -> Effects {
-        self.assert_ready();
+        self.phase.assert_ready();
         let mut effects = Effects::default();
         if let Some((due_ms, _)) = self.due.first()
             && *due_ms <= now_ms
@@ -296,7 +287,7 @@ impl TransactionShard {
     /// The records of `effects` were appended: they take effect, and what rests on them may
     /// go out when they are below the high watermark.
     pub fn written(&mut self, effects: Effects, now_ms: i64) -> Released {
-        self.outcome_known();
+        self.phase.outcome_known();
         let mut released = Released {
             replies: effects.replies,
             markers: Vec::new(),
@@ -331,7 +322,7 @@ impl TransactionShard {
     /// nobody asked for is tried again.
     #[must_use = "replies must be sent"]
     pub fn write_failed(&mut self, effects: Effects, error: ErrorCode, now_ms: i64) -> Vec<Reply> {
-        self.outcome_known();
+        self.phase.outcome_known();
         let error = api::write_error(error);
         tracing::warn!(error = error.name(), "transactions could not be written");
         for (id, change) in effects.changes {
@@ -515,28 +506,9 @@ impl TransactionShard {
         self.ids.remove(id);
     }
 
-    fn assert_ready(&self) {
-        assert_eq!(
-            self.phase,
-            Phase::Ready,
-            "the shard is loaded and no write is under way"
-        );
-    }
-
     fn hand_out(&mut self, effects: Effects) -> Effects {
-        if !effects.records.is_empty() {
-            self.phase = Phase::Writing;
-        }
+        self.phase.handed_out(&effects.records);
         effects
-    }
-
-    fn outcome_known(&mut self) {
-        assert_eq!(
-            self.phase,
-            Phase::Writing,
-            "there are records to know the outcome of"
-        );
-        self.phase = Phase::Ready;
     }
 }
 

@@ -14,7 +14,7 @@ use yuxi_protocol::{
 
 use super::{MAX_STRING_BYTES, NewOffset};
 use crate::groups::{
-    GroupShard, Phase,
+    GroupShard,
     api::{self, Effects, TransactionalProducer},
     classic::Group,
 };
@@ -102,7 +102,7 @@ impl GroupShard {
     /// records of the transaction are before it. Comes in the log's order, while loading and
     /// while serving.
     pub fn transaction_ended(&mut self, producer_id: i64, commit: bool) {
-        assert_ne!(self.phase, Phase::Writing, "no write is under way");
+        self.phase.assert_nothing_is_written();
         self.offsets.transaction_ended(producer_id, commit);
     }
 }
