@@ -25,7 +25,7 @@ use std::{
 };
 use tokio::sync::{Notify, oneshot};
 use yuxi_controller::image::ClusterImage;
-use yuxi_coordinator::groups::{CoordinatorRecord, Ticket};
+use yuxi_coordinator::{CoordinatorRecord, groups::Ticket};
 use yuxi_protocol::{
     codec::Bytes,
     error_code::ErrorCode,

@@ -7,4 +7,7 @@
 
 pub mod groups;
 mod phase;
+mod records;
 pub mod transactions;
+
+pub use records::CoordinatorRecord;

@@ -29,7 +29,8 @@ use yuxi_protocol::{
     },
 };
 
-use super::{classic::Group, records::CoordinatorRecord};
+use super::classic::Group;
+use crate::CoordinatorRecord;
 
 /// The runtime's number for one request, handed back with its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

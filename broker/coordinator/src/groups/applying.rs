@@ -10,8 +10,9 @@ use super::{
     classic::Group,
     consumer::ConsumerRecord,
     copied,
-    records::{self, CoordinatorRecord, GroupRecord, RecordError},
+    records::{self, GroupRecord, RecordError},
 };
+use crate::CoordinatorRecord;
 
 impl GroupShard {
     /// A record of ours is in the log. That of a group with members says what the group

@@ -20,8 +20,8 @@ use super::{
     config::GroupConfig,
     copied, logged,
     rebalance::Turn,
-    records::MAX_STRING_BYTES,
 };
+use crate::records::MAX_STRING_BYTES;
 
 /// A member that has not been answered yet cannot send heartbeats, and a connection
 /// whose request is parked does not show that its client is gone. So a first JoinGroup

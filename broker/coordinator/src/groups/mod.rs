@@ -66,10 +66,10 @@ pub use cluster::{ClusterView, GroupOverrides, TopicView};
 pub use config::{ConsumerGroupConfig, GroupConfig, MigrationPolicy};
 pub use consumer::{Assignor, ConsumerGroupState};
 pub use fuzz::fuzz_record;
-pub use records::{CoordinatorRecord, RecordError};
+pub use records::RecordError;
 pub use routing::partition_for;
 
-use crate::phase::Phase;
+use crate::{CoordinatorRecord, phase::Phase};
 use api::Completion;
 use classic::Group;
 use consumer::ConsumerGroup;

@@ -29,8 +29,9 @@ use super::{
     GroupShard,
     api::{self, Effects, RequestContext},
     classic::{Group, GroupState},
-    records::{self, CoordinatorRecord, MAX_STRING_BYTES, OffsetCommitKey, OffsetCommitValue},
+    records::{self, OffsetCommitKey, OffsetCommitValue},
 };
+use crate::{CoordinatorRecord, records::MAX_STRING_BYTES};
 
 pub(super) use store::OffsetStore;
 

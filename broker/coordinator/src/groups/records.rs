@@ -1,9 +1,9 @@
 //! The records of `__consumer_offsets`, in Kafka's formats to the byte.
 //!
-//! Pure: bytes to values and back. Decoding is bounded by the bytes that are there,
-//! refuses malformed records with an error, and hands back kinds that are not served
-//! yet as [`GroupRecord::Other`]. Written are the versions that Kafka 4 writes. The records
-//! of consumer groups (KIP-848) are in `consumer/records.rs`.
+//! Pure: bytes to values and back. Decoding refuses malformed records with an error, and
+//! hands back kinds that are not served yet as [`GroupRecord::Other`]. Written are the
+//! versions that Kafka 4 writes. The records of consumer groups (KIP-848) are in
+//! `consumer/records.rs`.
 //!
 //! ```text
 //! key    version:i16 = 0|1  group:string  topic:string  partition:i32     an offset
@@ -24,17 +24,14 @@
 //! A string is `length:i16` and UTF-8; version 4 has compact lengths and tagged fields
 //! instead. No value (a tombstone) deletes what the key names.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use thiserror::Error;
-use yuxi_protocol::codec::{
-    BoundedCount, BufferTarget, DecodeError, DecodeLimits, Decoder, EncodeError, Encoder, StrBytes,
-};
+use yuxi_protocol::codec::{DecodeError, Decoder, StrBytes};
 
 use super::consumer::{self, ConsumerRecord};
-
-/// The longest string that these records can hold. Longer ones are refused where a
-/// request comes in, so that encoding a record cannot fail.
-pub(super) const MAX_STRING_BYTES: usize = i16::MAX as usize;
+use crate::records::{
+    CoordinatorRecord, decoder, encode, finish, read_count, read_end, read_string,
+};
 
 const OFFSET_COMMIT_KEY_VERSION: i16 = 1;
 const GROUP_METADATA_KEY_VERSION: i16 = 2;
@@ -45,15 +42,6 @@ const OFFSET_COMMIT_VALUE_VERSION_WITH_EXPIRY: i16 = 1;
 const OFFSET_COMMIT_VALUE_VERSION: i16 = 3;
 const HIGHEST_VALUE_VERSION: i16 = 4;
 const FIRST_FLEXIBLE_VALUE_VERSION: i16 = 4;
-
-/// One record to append to the shard's partition of `__consumer_offsets`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CoordinatorRecord {
-    /// The record's key.
-    pub key: Bytes,
-    /// The record's value; none deletes what the key names.
-    pub value: Option<Bytes>,
-}
 
 /// What a record of `__consumer_offsets` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -285,23 +273,6 @@ fn group_metadata_key(group: &StrBytes) -> Bytes {
     })
 }
 
-pub(super) fn encode(
-    write: impl FnOnce(&mut Encoder<BufferTarget<'_>>) -> Result<(), EncodeError>,
-) -> Bytes {
-    let mut buffer = BytesMut::new();
-    write(&mut Encoder::new(&mut buffer))
-        .expect("strings too long for a record are refused where requests come in");
-    buffer.freeze()
-}
-
-pub(super) fn decoder(bytes: &Bytes) -> Result<Decoder, DecodeError> {
-    let mut limits = DecodeLimits::default();
-    // What was read must be writable in the older, narrower string format.
-    limits.max_string_bytes = MAX_STRING_BYTES;
-    limits.max_array_elements = bytes.len();
-    Decoder::new(bytes.clone(), limits)
-}
-
 /// Reads the version that a value begins with.
 fn value_version(decoder: &mut Decoder, kind: &'static str) -> Result<i16, RecordError> {
     let version = decoder.read_i16()?;
@@ -378,25 +349,8 @@ fn decode_member(decoder: &mut Decoder, version: i16) -> Result<MemberMetadata, 
         subscription: read_bytes(decoder, flexible)?,
         assignment: read_bytes(decoder, flexible)?,
     };
-    if flexible {
-        decoder.read_tagged_fields()?;
-    }
+    read_end(decoder, flexible)?;
     Ok(member)
-}
-
-fn finish(mut decoder: Decoder, flexible: bool) -> Result<(), DecodeError> {
-    if flexible {
-        decoder.read_tagged_fields()?;
-    }
-    decoder.finish()
-}
-
-fn read_string(decoder: &mut Decoder, flexible: bool) -> Result<StrBytes, DecodeError> {
-    if flexible {
-        decoder.read_compact_string()
-    } else {
-        decoder.read_string()
-    }
 }
 
 fn read_nullable_string(
@@ -415,13 +369,5 @@ fn read_bytes(decoder: &mut Decoder, flexible: bool) -> Result<Bytes, DecodeErro
         decoder.read_compact_bytes()
     } else {
         decoder.read_bytes()
-    }
-}
-
-fn read_count(decoder: &mut Decoder, flexible: bool) -> Result<BoundedCount, DecodeError> {
-    if flexible {
-        decoder.read_compact_array_len()
-    } else {
-        decoder.read_array_len()
     }
 }

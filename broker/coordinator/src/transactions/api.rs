@@ -10,7 +10,7 @@ use yuxi_protocol::{
 };
 
 use super::{Partitions, transaction::Transaction, transaction::TransactionState};
-use crate::groups::{CoordinatorRecord, Ticket};
+use crate::{CoordinatorRecord, groups::Ticket};
 
 /// The level of the feature `transaction.version`, of a cluster or of one client
 /// (KIP-890): from 2 on a producer's epoch rises with each transaction.

@@ -37,7 +37,7 @@ use std::{
 use bytes::Bytes;
 use yuxi_protocol::{codec::StrBytes, error_code::ErrorCode, ids::ProducerId};
 
-pub use crate::groups::{CoordinatorRecord, Ticket, partition_for};
+pub use crate::groups::{Ticket, partition_for};
 pub use api::{
     Description, Effects, Handled, ListFilter, Listed, MarkerOrder, MarkerWritten, Producer,
     Released, Reply, TransactionRequest, TransactionResponse, TransactionVersion,
@@ -48,7 +48,7 @@ pub use partitions::Partitions;
 pub use records::{TransactionRecord, TransactionRecordError};
 pub use transaction::{Transaction, TransactionState};
 
-use crate::phase::Phase;
+use crate::{phase::Phase, records::MAX_STRING_BYTES};
 use transaction::{Ending, Step};
 
 /// How long what could not be written waits until it is tried again.
@@ -361,7 +361,7 @@ impl TransactionShard {
         spare: Option<ProducerId>,
         now_ms: i64,
     ) -> Result<Step<Result<Producer, ErrorCode>>, ErrorCode> {
-        if id.is_empty() || id.len() > records::MAX_STRING_BYTES {
+        if id.is_empty() || id.len() > MAX_STRING_BYTES {
             return Err(ErrorCode::InvalidRequest);
         }
         if !(1..=self.config.max_timeout_ms).contains(&timeout_ms) {

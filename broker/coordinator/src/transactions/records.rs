@@ -1,7 +1,6 @@
 //! The records of `__transaction_state`, in Kafka's formats to the byte.
 //!
-//! Pure: bytes to values and back. Decoding is bounded by the bytes that are there and
-//! refuses malformed records with an error.
+//! Pure: bytes to values and back. Decoding refuses malformed records with an error.
 //!
 //! ```text
 //! key    version:i16 = 0  transactional_id:string
@@ -16,13 +15,10 @@
 //! Version 1 has compact lengths and tagged fields. A tag that says its default is left
 //! out. No value (a tombstone) deletes what the key names.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use thiserror::Error;
 use yuxi_protocol::{
-    codec::{
-        BufferTarget, DecodeError, DecodeLimits, Decoder, EncodeError, Encoder, StrBytes,
-        TagOutcome,
-    },
+    codec::{DecodeError, Decoder, EncodeError, StrBytes, TagOutcome},
     ids::{ProducerEpoch, ProducerId},
 };
 
@@ -30,11 +26,7 @@ use super::{
     Partitions, Producer, TransactionVersion,
     transaction::{Transaction, TransactionState},
 };
-use crate::groups::CoordinatorRecord;
-
-/// The longest id that a record can hold. Longer ones are refused where a request comes
-/// in, so that encoding a record cannot fail.
-pub(super) const MAX_STRING_BYTES: usize = i16::MAX as usize;
+use crate::records::{CoordinatorRecord, Out, decoder, encode, read_count, read_end, read_string};
 
 const KEY_VERSION: i16 = 0;
 const FLEXIBLE_VALUE_VERSION: i16 = 1;
@@ -137,10 +129,7 @@ fn encode_key(transactional_id: &StrBytes) -> Bytes {
     })
 }
 
-fn encode_first(
-    out: &mut Encoder<BufferTarget<'_>>,
-    value: &Transaction,
-) -> Result<(), EncodeError> {
+fn encode_first(out: Out<'_, '_>, value: &Transaction) -> Result<(), EncodeError> {
     out.write_i16(0)?;
     encode_head(out, value)?;
     let topics = value.partitions.topics();
@@ -156,10 +145,7 @@ fn encode_first(
     out.write_i64(value.start_ms)
 }
 
-fn encode_flexible(
-    out: &mut Encoder<BufferTarget<'_>>,
-    value: &Transaction,
-) -> Result<(), EncodeError> {
+fn encode_flexible(out: Out<'_, '_>, value: &Transaction) -> Result<(), EncodeError> {
     out.write_i16(FLEXIBLE_VALUE_VERSION)?;
     encode_head(out, value)?;
     let topics = value.partitions.topics();
@@ -194,10 +180,7 @@ fn encode_flexible(
     Ok(())
 }
 
-fn encode_head(
-    out: &mut Encoder<BufferTarget<'_>>,
-    value: &Transaction,
-) -> Result<(), EncodeError> {
+fn encode_head(out: Out<'_, '_>, value: &Transaction) -> Result<(), EncodeError> {
     out.write_i64(value.producer.id.value())?;
     out.write_i16(value.producer.epoch.value())?;
     out.write_i32(value.timeout_ms)?;
@@ -207,21 +190,6 @@ fn encode_head(
 /// Kafka writes no list at all for a transaction that has not begun.
 fn writes_partitions(value: &Transaction) -> bool {
     value.state != TransactionState::Empty
-}
-
-fn encode(write: impl FnOnce(&mut Encoder<BufferTarget<'_>>) -> Result<(), EncodeError>) -> Bytes {
-    let mut buffer = BytesMut::new();
-    write(&mut Encoder::new(&mut buffer))
-        .expect("strings too long for a record are refused where requests come in");
-    buffer.freeze()
-}
-
-fn decoder(bytes: &Bytes) -> Result<Decoder, DecodeError> {
-    let mut limits = DecodeLimits::default();
-    // What was read must be writable in the older, narrower string format.
-    limits.max_string_bytes = MAX_STRING_BYTES;
-    limits.max_array_elements = bytes.len();
-    Decoder::new(bytes.clone(), limits)
 }
 
 fn decode_value(bytes: &Bytes) -> Result<Transaction, TransactionRecordError> {
@@ -285,33 +253,22 @@ fn decode_value(bytes: &Bytes) -> Result<Transaction, TransactionRecordError> {
 }
 
 fn decode_partitions(decoder: &mut Decoder, flexible: bool) -> Result<Partitions, DecodeError> {
-    let count = if flexible {
+    let topics = if flexible {
         decoder.read_compact_nullable_array_len()?
     } else {
         decoder.read_nullable_array_len()?
     };
     let mut partitions = Partitions::default();
-    let Some(count) = count else {
+    let Some(topics) = topics else {
         return Ok(partitions);
     };
-    decoder.read_vec(count, |decoder| {
-        let topic = if flexible {
-            decoder.read_compact_string()?
-        } else {
-            decoder.read_string()?
-        };
-        let count = if flexible {
-            decoder.read_compact_array_len()?
-        } else {
-            decoder.read_array_len()?
-        };
+    decoder.read_vec(topics, |decoder| {
+        let topic = read_string(decoder, flexible)?;
+        let count = read_count(decoder, flexible)?;
         for partition in decoder.read_vec(count, Decoder::read_i32)? {
             partitions.insert(&topic, partition);
         }
-        if flexible {
-            decoder.read_tagged_fields()?;
-        }
-        Ok(())
+        read_end(decoder, flexible)
     })?;
     Ok(partitions)
 }

@@ -9,9 +9,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use yuxi_coordinator::groups::{
-    CoordinatorRecord, Effects, GroupConfig, GroupRequest, GroupResponse, GroupShard,
-    RequestContext, Ticket,
+use yuxi_coordinator::{
+    CoordinatorRecord,
+    groups::{
+        Effects, GroupConfig, GroupRequest, GroupResponse, GroupShard, RequestContext, Ticket,
+    },
 };
 use yuxi_protocol::{
     codec::{

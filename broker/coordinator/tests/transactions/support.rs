@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use yuxi_coordinator::CoordinatorRecord;
 use yuxi_coordinator::transactions::{
-    CoordinatorRecord, Description, Effects, Handled, ListFilter, Listed, MarkerOrder,
-    MarkerWritten, Partitions, Producer, Ticket, Transaction, TransactionConfig, TransactionRecord,
-    TransactionRequest, TransactionResponse, TransactionShard, TransactionState,
-    TransactionVersion, records,
+    Description, Effects, Handled, ListFilter, Listed, MarkerOrder, MarkerWritten, Partitions,
+    Producer, Ticket, Transaction, TransactionConfig, TransactionRecord, TransactionRequest,
+    TransactionResponse, TransactionShard, TransactionState, TransactionVersion, records,
 };
 use yuxi_protocol::{
     codec::StrBytes,

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use yuxi_protocol::codec::{DecodeError, DecodeLimits, Decoder, StrBytes};
 
 use super::{Group, GroupState, Member};
-use crate::groups::records::{
-    self, CoordinatorRecord, GroupMetadataValue, MemberMetadata, RecordError,
+use crate::{
+    CoordinatorRecord,
+    groups::records::{self, GroupMetadataValue, MemberMetadata, RecordError},
 };
 
 impl Group {

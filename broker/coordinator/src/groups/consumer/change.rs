@@ -14,7 +14,10 @@ use super::{
     reconcile::{Goal, next_step},
     records, subscriptions,
 };
-use crate::groups::{ClusterView, GroupConfig, records::CoordinatorRecord};
+use crate::{
+    CoordinatorRecord,
+    groups::{ClusterView, GroupConfig},
+};
 
 /// Topics may come and go often; a regex is looked at again no more often than this.
 const SHORTEST_REGEX_REFRESH_MS: i64 = 10_000;

@@ -23,9 +23,9 @@ use crate::groups::{
     ClusterView, GroupShard,
     api::{Completion, Effects, Refused, RequestContext},
     copied,
-    records::MAX_STRING_BYTES,
     timers::Task,
 };
+use crate::{CoordinatorRecord, records::MAX_STRING_BYTES};
 
 /// From this version on, members make their ids themselves (KIP-1082).
 const FIRST_VERSION_WITH_OWN_MEMBER_ID: i16 = 1;
@@ -287,7 +287,7 @@ impl GroupShard {
 /// A change that is complete.
 pub(super) struct Done {
     group: StrBytes,
-    records: Vec<crate::groups::CoordinatorRecord>,
+    records: Vec<CoordinatorRecord>,
     checked_version: Option<i64>,
 }
 

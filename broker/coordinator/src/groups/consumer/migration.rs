@@ -159,7 +159,7 @@ impl GroupShard {
 /// A consumer group that is to be a classic one.
 pub(super) struct TurnedClassic {
     id: StrBytes,
-    records: Vec<crate::groups::CoordinatorRecord>,
+    records: Vec<crate::CoordinatorRecord>,
     group: Group,
 }
 

@@ -15,15 +15,13 @@
 
 use bytes::{Bytes, BytesMut};
 use yuxi_protocol::{
-    codec::{
-        BufferTarget, DecodeError, Decoder, EncodeError, Encoder, StrBytes, TaggedField,
-        TaggedFields,
-    },
+    codec::{DecodeError, Decoder, EncodeError, Encoder, StrBytes, TaggedField, TaggedFields},
     ids::TopicId,
 };
 
 use super::{ClassicMember, Current, MemberState, Partitions, Subscription};
-use crate::groups::records::{CoordinatorRecord, RecordError, decoder, encode};
+use crate::groups::records::RecordError;
+use crate::records::{CoordinatorRecord, Out, decoder, encode, finish};
 
 const EPOCH: i16 = 3;
 const PARTITION_METADATA: i16 = 4;
@@ -221,8 +219,6 @@ pub fn to_record(record: &ConsumerRecord) -> CoordinatorRecord {
     }
 }
 
-type Out<'a, 'b> = &'a mut Encoder<BufferTarget<'b>>;
-
 fn key(version: i16, group: &StrBytes, second: Option<&StrBytes>) -> Bytes {
     encode(|out| {
         out.write_i16(version)?;
@@ -335,11 +331,6 @@ fn value_decoder(bytes: &Bytes, kind: &'static str) -> Result<Decoder, RecordErr
     }
 }
 
-fn finish(mut decoder: Decoder) -> Result<(), DecodeError> {
-    decoder.read_tagged_fields()?;
-    decoder.finish()
-}
-
 fn tagged(fields: &TaggedFields, tag: u32) -> Option<&Bytes> {
     fields
         .iter()
@@ -411,21 +402,21 @@ fn read_classic(bytes: &Bytes) -> Result<Option<ClassicMember>, RecordError> {
             })?
         },
     };
-    finish(from)?;
+    finish(from, true)?;
     Ok(Some(value))
 }
 
 fn read_target_epoch(bytes: &Bytes) -> Result<i32, RecordError> {
     let mut from = value_decoder(bytes, "ConsumerGroupTargetAssignmentMetadata")?;
     let epoch = from.read_i32()?;
-    finish(from)?;
+    finish(from, true)?;
     Ok(epoch)
 }
 
 fn read_target(bytes: &Bytes) -> Result<Partitions, RecordError> {
     let mut from = value_decoder(bytes, "ConsumerGroupTargetAssignmentMember")?;
     let partitions = read_partitions(&mut from)?;
-    finish(from)?;
+    finish(from, true)?;
     Ok(partitions)
 }
 
@@ -438,7 +429,7 @@ fn read_current(bytes: &Bytes) -> Result<Current, RecordError> {
         assigned: read_partitions(&mut from)?,
         revoking: read_partitions(&mut from)?,
     };
-    finish(from)?;
+    finish(from, true)?;
     Ok(value)
 }
 
@@ -452,7 +443,7 @@ fn read_regex(bytes: &Bytes) -> Result<ResolvedRegex, RecordError> {
         version: from.read_i64()?,
         timestamp_ms: from.read_i64()?,
     };
-    finish(from)?;
+    finish(from, true)?;
     Ok(value)
 }
 

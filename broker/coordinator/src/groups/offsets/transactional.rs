@@ -12,12 +12,13 @@ use yuxi_protocol::{
     },
 };
 
-use super::{MAX_STRING_BYTES, NewOffset};
+use super::NewOffset;
 use crate::groups::{
     GroupShard,
     api::{self, Effects, TransactionalProducer},
     classic::Group,
 };
+use crate::records::MAX_STRING_BYTES;
 
 impl GroupShard {
     /// Has the offsets written as part of the producer's transaction. That the
