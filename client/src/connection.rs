@@ -20,6 +20,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use yuxi_protocol::codec::{ApiVersion, DecodeLimits, Decoder, KafkaDecode, StrBytes};
+use yuxi_protocol::message;
 use yuxi_protocol::messages::{
     ApiVersionsRequest, ApiVersionsResponse, KafkaMessage, KafkaRequest, OutboundFrameLimits,
     RequestResponsePair, ResponseHeader, encode_request, response_header_version_for,
@@ -592,9 +593,9 @@ fn deliver(shared: &Shared, frame: &Bytes, address: &str) -> Result<()> {
 }
 
 fn frame_limits(bytes: usize) -> DecodeLimits {
-    let mut limits = DecodeLimits::default();
-    limits.max_frame_bytes = bytes;
-    limits
+    message!(DecodeLimits {
+        max_frame_bytes: bytes
+    })
 }
 
 fn lost(address: &str, reason: &str) -> Error {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use yuxi_protocol::error_code::ErrorCode;
 use yuxi_protocol::ids::{BrokerId, TopicPartition};
+use yuxi_protocol::message;
 use yuxi_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use yuxi_protocol::messages::{ListOffsetsRequest, ListOffsetsResponse};
 
@@ -178,10 +179,10 @@ async fn ask(
         });
         request.topics = by_topic(parts)
             .map(|(name, partitions)| {
-                let mut topic = ListOffsetsTopic::default();
-                topic.name = name.into();
-                topic.partitions = partitions;
-                topic
+                message!(ListOffsetsTopic {
+                    name: name.into(),
+                    partitions
+                })
             })
             .collect();
         request

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use yuxi_protocol::ids::BrokerId;
+use yuxi_protocol::message;
 use yuxi_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use yuxi_protocol::messages::incremental_alter_configs_request::{
     AlterConfigsResource, AlterableConfig,
@@ -149,10 +150,10 @@ impl Admin {
                 one.resource_name = resource.name().into();
                 one.configuration_keys =
                     names.map(|names| names.iter().map(|name| name.as_str().into()).collect());
-                let mut request = DescribeConfigsRequest::default();
-                request.include_documentation = version.value() >= 3;
-                request.resources = vec![one];
-                request
+                message!(DescribeConfigsRequest {
+                    include_documentation: version.value() >= 3,
+                    resources: vec![one]
+                })
             })
             .await?;
         let result = answer
@@ -193,10 +194,10 @@ impl Admin {
                 one.resource_type = resource.kind();
                 one.resource_name = resource.name().into();
                 one.configs = changes.iter().map(alterable).collect();
-                let mut request = IncrementalAlterConfigsRequest::default();
-                request.resources = vec![one];
-                request.validate_only = validate_only;
-                request
+                message!(IncrementalAlterConfigsRequest {
+                    resources: vec![one],
+                    validate_only
+                })
             })
             .await?;
         let result = answer.responses.first().ok_or_else(|| missing(resource))?;
@@ -223,11 +224,11 @@ fn alterable(change: &ConfigOp) -> AlterableConfig {
         ConfigOp::Append(name, value) => (2, name, Some(value)),
         ConfigOp::Subtract(name, value) => (3, name, Some(value)),
     };
-    let mut config = AlterableConfig::default();
-    config.name = name.as_str().into();
-    config.config_operation = operation;
-    config.value = value.map(|value| value.as_str().into());
-    config
+    message!(AlterableConfig {
+        name: name.as_str().into(),
+        config_operation: operation,
+        value: value.map(|value| value.as_str().into())
+    })
 }
 
 fn missing(resource: &ConfigResource) -> Error {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use yuxi_protocol::error_code::ErrorCode;
 use yuxi_protocol::ids::TopicPartition;
+use yuxi_protocol::message;
 use yuxi_protocol::messages::offset_delete_request::{
     OffsetDeleteRequestPartition, OffsetDeleteRequestTopic,
 };
@@ -106,20 +107,12 @@ impl Admin {
             .group_coordinator(group)
             .await?
             .call(|_| {
-                let mut request = ConsumerGroupDescribeRequest::default();
-                request.group_ids = vec![group.into()];
-                request
+                message!(ConsumerGroupDescribeRequest {
+                    group_ids: vec![group.into()]
+                })
             })
             .await?;
-        let described = answer
-            .groups
-            .into_iter()
-            .next()
-            .ok_or_else(|| Error::Malformed {
-                what: "ConsumerGroupDescribe answer",
-                address: group.to_owned(),
-                detail: "the group is missing from it".to_owned(),
-            })?;
+        let described = asked_for("ConsumerGroupDescribe answer", group, answer.groups)?;
         let message = described.error_message.as_deref();
         check(described.error_code, message, || {
             format!("describing group {group}")
@@ -152,20 +145,12 @@ impl Admin {
             .group_coordinator(group)
             .await?
             .call(|_| {
-                let mut request = DescribeGroupsRequest::default();
-                request.groups = vec![group.into()];
-                request
+                message!(DescribeGroupsRequest {
+                    groups: vec![group.into()]
+                })
             })
             .await?;
-        let described = answer
-            .groups
-            .into_iter()
-            .next()
-            .ok_or_else(|| Error::Malformed {
-                what: "DescribeGroups answer",
-                address: group.to_owned(),
-                detail: "the group is missing from it".to_owned(),
-            })?;
+        let described = asked_for("DescribeGroups answer", group, answer.groups)?;
         check(
             described.error_code,
             described.error_message.as_deref(),
@@ -201,9 +186,9 @@ impl Admin {
             .group_coordinator(group)
             .await?
             .call(|_| {
-                let mut request = DeleteGroupsRequest::default();
-                request.groups_names = vec![group.into()];
-                request
+                message!(DeleteGroupsRequest {
+                    groups_names: vec![group.into()]
+                })
             })
             .await?;
         for result in &answer.results {
@@ -284,4 +269,16 @@ impl Admin {
         }
         Ok(())
     }
+}
+
+/// One group was asked for, and the answer tells of that one.
+fn asked_for<T>(what: &'static str, group: &str, described: Vec<T>) -> Result<T> {
+    described
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::Malformed {
+            what,
+            address: group.to_owned(),
+            detail: "the group is missing from it".to_owned(),
+        })
 }

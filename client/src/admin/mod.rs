@@ -23,6 +23,7 @@ pub use transactions::{
 use std::time::Duration;
 
 use yuxi_protocol::ids::BrokerId;
+use yuxi_protocol::message;
 use yuxi_protocol::messages::{
     DescribeClusterRequest, DescribeClusterResponse, DescribeLogDirsRequest,
     DescribeLogDirsResponse, UnregisterBrokerRequest, UnregisterBrokerResponse,
@@ -123,9 +124,9 @@ impl Admin {
         let answer: UnregisterBrokerResponse = self
             .cluster
             .call_any(|_| {
-                let mut request = UnregisterBrokerRequest::default();
-                request.broker_id = broker.value();
-                request
+                message!(UnregisterBrokerRequest {
+                    broker_id: broker.value()
+                })
             })
             .await?;
         check(answer.error_code, answer.error_message.as_deref(), || {
@@ -142,11 +143,7 @@ impl Admin {
                 .cluster
                 .broker(broker)
                 .await?
-                .call(|_| {
-                    let mut request = DescribeLogDirsRequest::default();
-                    request.topics = None;
-                    request
-                })
+                .call(|_| message!(DescribeLogDirsRequest { topics: None }))
                 .await?;
             let context = || format!("log directories of broker {broker}");
             check(answer.error_code, None, context)?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use yuxi_protocol::ids::{BrokerId, LeaderEpoch, TopicPartition};
+use yuxi_protocol::message;
 use yuxi_protocol::messages::alter_partition_reassignments_request::{
     ReassignablePartition, ReassignableTopic,
 };
@@ -81,9 +82,9 @@ impl Admin {
                     request.topics = topics
                         .iter()
                         .map(|name| {
-                            let mut topic = TopicRequest::default();
-                            topic.name = name.as_str().into();
-                            topic
+                            message!(TopicRequest {
+                                name: name.as_str().into()
+                            })
                         })
                         .collect();
                     request.cursor = cursor.take();
@@ -189,10 +190,10 @@ impl Admin {
         let answer: ListPartitionReassignmentsResponse = self
             .cluster()
             .call_any(|_| {
-                let mut request = ListPartitionReassignmentsRequest::default();
-                request.timeout_ms = wire_ms(self.timeout());
-                request.topics = None;
-                request
+                message!(ListPartitionReassignmentsRequest {
+                    timeout_ms: wire_ms(self.timeout()),
+                    topics: None
+                })
             })
             .await?;
         let whole = || "listing reassignments".to_owned();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use yuxi_protocol::ids::{BrokerId, TopicPartition};
+use yuxi_protocol::message;
 use yuxi_protocol::messages::describe_producers_request::TopicRequest;
 use yuxi_protocol::messages::write_txn_markers_request::{
     WritableTxnMarker, WritableTxnMarkerTopic,
@@ -165,9 +166,9 @@ impl Admin {
             .insist(async |coordinator| {
                 let answer: DescribeTransactionsResponse = coordinator
                     .call(|_| {
-                        let mut request = DescribeTransactionsRequest::default();
-                        request.transactional_ids = vec![transactional_id.into()];
-                        request
+                        message!(DescribeTransactionsRequest {
+                            transactional_ids: vec![transactional_id.into()]
+                        })
                     })
                     .await?;
                 let missing = || Error::Malformed {
@@ -324,9 +325,9 @@ impl Admin {
                 marker.coordinator_epoch = producer.coordinator_epoch.unwrap_or(0);
                 marker.transaction_result = false;
                 marker.topics = vec![topic];
-                let mut request = WriteTxnMarkersRequest::default();
-                request.markers = vec![marker];
-                request
+                message!(WriteTxnMarkersRequest {
+                    markers: vec![marker]
+                })
             })
             .await?;
         let written = answer
@@ -355,10 +356,10 @@ impl Admin {
             .insist(async |coordinator| {
                 let answer: InitProducerIdResponse = coordinator
                     .call_up_to(NEWEST_INIT_PRODUCER_ID, |_| {
-                        let mut request = InitProducerIdRequest::default();
-                        request.transactional_id = Some(transactional_id.into());
-                        request.transaction_timeout_ms = timeout;
-                        request
+                        message!(InitProducerIdRequest {
+                            transactional_id: Some(transactional_id.into()),
+                            transaction_timeout_ms: timeout
+                        })
                     })
                     .await?;
                 check(answer.error_code, None, || {

@@ -17,6 +17,7 @@ use rand::seq::SliceRandom;
 use yuxi_protocol::codec::ApiVersion;
 use yuxi_protocol::error_code::ErrorCode;
 use yuxi_protocol::ids::{BrokerId, LeaderEpoch};
+use yuxi_protocol::message;
 use yuxi_protocol::messages::metadata_request::MetadataRequestTopic;
 use yuxi_protocol::messages::{
     FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest, MetadataResponse,
@@ -217,9 +218,9 @@ impl Cluster {
         let names = topics
             .iter()
             .map(|name| {
-                let mut topic = MetadataRequestTopic::default();
-                topic.name = Some((&**name).into());
-                topic
+                message!(MetadataRequestTopic {
+                    name: Some((&**name).into())
+                })
             })
             .collect();
         self.ask(Some(names), create).await

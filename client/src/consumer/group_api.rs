@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::BytesMut;
 use yuxi_protocol::codec::{ApiVersion, DecodeLimits};
 use yuxi_protocol::ids::TopicPartition;
+use yuxi_protocol::message;
 use yuxi_protocol::messages::consumer_protocol_assignment::TopicPartition as AssignedTopic;
 use yuxi_protocol::messages::consumer_protocol_subscription::TopicPartition as OwnedTopic;
 use yuxi_protocol::messages::leave_group_request::MemberIdentity;
@@ -116,10 +117,10 @@ async fn commit_once(
             });
             request.topics = by_topic(parts)
                 .map(|(name, partitions)| {
-                    let mut topic = OffsetCommitRequestTopic::default();
-                    topic.name = name.into();
-                    topic.partitions = partitions;
-                    topic
+                    message!(OffsetCommitRequestTopic {
+                        name: name.into(),
+                        partitions
+                    })
                 })
                 .collect();
             request
@@ -230,10 +231,10 @@ fn offset_fetch_request(
             topics
                 .into_iter()
                 .map(|(name, partition_indexes)| {
-                    let mut topic = OffsetFetchRequestTopics::default();
-                    topic.name = name.into();
-                    topic.partition_indexes = partition_indexes;
-                    topic
+                    message!(OffsetFetchRequestTopics {
+                        name: name.into(),
+                        partition_indexes
+                    })
                 })
                 .collect()
         });
@@ -244,10 +245,10 @@ fn offset_fetch_request(
             topics
                 .into_iter()
                 .map(|(name, partition_indexes)| {
-                    let mut topic = OffsetFetchRequestTopic::default();
-                    topic.name = name.into();
-                    topic.partition_indexes = partition_indexes;
-                    topic
+                    message!(OffsetFetchRequestTopic {
+                        name: name.into(),
+                        partition_indexes
+                    })
                 })
                 .collect()
         });
@@ -305,10 +306,10 @@ pub(super) fn encode_subscription<'a>(
     subscription.owned_partitions = indexes_by_topic(owned)
         .into_iter()
         .map(|(name, partitions)| {
-            let mut topic = OwnedTopic::default();
-            topic.topic = name.into();
-            topic.partitions = partitions;
-            topic
+            message!(OwnedTopic {
+                topic: name.into(),
+                partitions
+            })
         })
         .collect();
     let mut bytes = BytesMut::new();
@@ -355,10 +356,10 @@ pub(super) fn encode_assignment(partitions: &[TopicPartition]) -> Result<bytes::
     assignment.assigned_partitions = indexes_by_topic(partitions)
         .into_iter()
         .map(|(name, partitions)| {
-            let mut topic = AssignedTopic::default();
-            topic.topic = name.into();
-            topic.partitions = partitions;
-            topic
+            message!(AssignedTopic {
+                topic: name.into(),
+                partitions
+            })
         })
         .collect();
     let mut bytes = BytesMut::new();

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use yuxi_protocol::ids::{BrokerId, TopicPartition};
+use yuxi_protocol::message;
 use yuxi_protocol::messages::offset_for_leader_epoch_request::{
     OffsetForLeaderPartition, OffsetForLeaderTopic,
 };
@@ -157,10 +158,10 @@ async fn epoch_ends(
         });
         request.topics = crate::metadata::by_topic(parts)
             .map(|(name, partitions)| {
-                let mut topic = OffsetForLeaderTopic::default();
-                topic.topic = name.into();
-                topic.partitions = partitions;
-                topic
+                message!(OffsetForLeaderTopic {
+                    topic: name.into(),
+                    partitions
+                })
             })
             .collect();
         request

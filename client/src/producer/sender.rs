@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use yuxi_protocol::ids::{BrokerId, TopicId};
+use yuxi_protocol::message;
 use yuxi_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use yuxi_protocol::messages::produce_response::{NodeEndpoint, PartitionProduceResponse};
 use yuxi_protocol::messages::{
@@ -596,10 +597,10 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_millis(100);
 async fn init_producer_id(cluster: &Cluster) -> Result<Identity> {
     let answer: InitProducerIdResponse = cluster
         .ask_any_up_to(NEWEST_INIT_PRODUCER_ID, |_| {
-            let mut request = InitProducerIdRequest::default();
-            request.transactional_id = None;
-            request.transaction_timeout_ms = i32::MAX;
-            request
+            message!(InitProducerIdRequest {
+                transactional_id: None,
+                transaction_timeout_ms: i32::MAX
+            })
         })
         .await?;
     check(answer.error_code, None, || {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use yuxi_protocol::error_code::ErrorCode;
 use yuxi_protocol::ids::TopicPartition;
+use yuxi_protocol::message;
 use yuxi_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
 use yuxi_protocol::messages::txn_offset_commit_request::{
     TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic,
@@ -160,10 +161,10 @@ async fn add_partitions(
             request.v3_and_below_topics = indexes_by_topic(partitions)
                 .into_iter()
                 .map(|(name, partitions)| {
-                    let mut topic = AddPartitionsToTxnTopic::default();
-                    topic.name = name.into();
-                    topic.partitions = partitions;
-                    topic
+                    message!(AddPartitionsToTxnTopic {
+                        name: name.into(),
+                        partitions
+                    })
                 })
                 .collect();
             request
@@ -200,12 +201,12 @@ async fn add_group(
 ) -> Answered {
     let answer = coordinator
         .call(|_| {
-            let mut request = AddOffsetsToTxnRequest::default();
-            request.transactional_id = (&*id).into();
-            request.producer_id = identity.producer_id;
-            request.producer_epoch = identity.epoch;
-            request.group_id = group.into();
-            request
+            message!(AddOffsetsToTxnRequest {
+                transactional_id: (&*id).into(),
+                producer_id: identity.producer_id,
+                producer_epoch: identity.epoch,
+                group_id: group.into()
+            })
         })
         .await?;
     check(answer.error_code, None, || {
@@ -252,10 +253,10 @@ async fn commit_offsets(
             });
             request.topics = by_topic(parts)
                 .map(|(name, partitions)| {
-                    let mut topic = TxnOffsetCommitRequestTopic::default();
-                    topic.name = name.into();
-                    topic.partitions = partitions;
-                    topic
+                    message!(TxnOffsetCommitRequestTopic {
+                        name: name.into(),
+                        partitions
+                    })
                 })
                 .collect();
             request
@@ -287,12 +288,12 @@ async fn end(
     };
     let answer = coordinator
         .call_up_to(newest, |_| {
-            let mut request = EndTxnRequest::default();
-            request.transactional_id = (&*id).into();
-            request.producer_id = identity.producer_id;
-            request.producer_epoch = identity.epoch;
-            request.committed = commit;
-            request
+            message!(EndTxnRequest {
+                transactional_id: (&*id).into(),
+                producer_id: identity.producer_id,
+                producer_epoch: identity.epoch,
+                committed: commit
+            })
         })
         .await?;
     check(answer.error_code, None, || {
