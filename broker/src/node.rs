@@ -398,10 +398,10 @@ pub(crate) mod tests {
         keys::{Key, LeaderRecovery, PartitionState, TopicValue, print_partitions, print_value},
         store::{Entry, Snapshot},
     };
-    use yuxi_protocol::ids::LeaderEpoch;
+    use yuxi_protocol::{codec::Bytes, ids::LeaderEpoch};
 
-    /// A topic `t` whose one partition is led by `leader` in `epoch`.
-    pub(crate) fn image(leader: i32, epoch: i32) -> ClusterImage {
+    /// A topic `t` whose one partition is led by `leader` in `epoch`, as the store has it.
+    pub(crate) fn entries(leader: i32, epoch: i32) -> [(Key, Bytes); 2] {
         let topic_id = TopicId::from_bytes([1; 16]);
         let state = PartitionState {
             replicas: vec![BrokerId::new(1), BrokerId::new(2)],
@@ -420,12 +420,16 @@ pub(crate) mod tests {
             topic_id,
             partitions: 1,
         };
-        let entries = [
+        [
             (Key::Topic("t".into()), print_value(&topic)),
             (Key::Partitions(topic_id, 0), print_partitions(0, &[state])),
-        ];
+        ]
+    }
+
+    /// An image with these [`entries`] alone.
+    pub(crate) fn image(leader: i32, epoch: i32) -> ClusterImage {
         let revision = Revision::new(1);
-        let entries = entries.map(|(key, value)| Entry {
+        let entries = entries(leader, epoch).map(|(key, value)| Entry {
             key: key.to_string().into(),
             value,
             create_revision: revision,

@@ -505,6 +505,9 @@ impl Timing {
 }
 
 #[cfg(test)]
+mod lagging_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -95,8 +95,8 @@ where
     G: PartialEq,
     Asking: Future<Output = Vec<ErrorCode>>,
 {
-    let deadline = Instant::now() + PATIENCE;
-    let mut rest = FIRST_REST;
+    let began = Instant::now();
+    let mut rests = Rests::default();
     loop {
         let given = guards();
         let answers = ask().await;
@@ -106,11 +106,27 @@ where
         let too_early = answers.contains(&ErrorCode::ConcurrentTransactions);
         let is_agreed = answers.iter().all(|answer| *answer == ErrorCode::None);
         let overtaken = is_agreed && guards() != given;
-        if !(too_early || overtaken) || Instant::now() + rest > deadline {
+        if !(too_early || overtaken) {
             return (given, answers);
         }
+        let Some(rest) = rests.next_after(began.elapsed()) else {
+            return (given, answers);
+        };
         sleep(rest).await;
-        rest = (rest * 2).min(LONGEST_REST);
+    }
+}
+
+/// The rests between questions: longer and longer, until they would go beyond [`PATIENCE`].
+#[derive(Default)]
+struct Rests {
+    last: Duration,
+}
+
+impl Rests {
+    /// The rest before the next question, `elapsed` after the first.
+    fn next_after(&mut self, elapsed: Duration) -> Option<Duration> {
+        self.last = (self.last * 2).clamp(FIRST_REST, LONGEST_REST);
+        (elapsed + self.last <= PATIENCE).then_some(self.last)
     }
 }
 
@@ -248,8 +264,25 @@ mod tests {
     async fn a_refusal_is_final_and_questions_end() {
         let refused = ErrorCode::InvalidProducerEpoch;
         assert_eq!(settle(&[(refused, true)]).await, (0, refused, 1));
-        let (_, answer, asked) = settle(&[(ErrorCode::None, true)]).await;
+        let (_, answer, _) = settle(&[(ErrorCode::None, true)]).await;
         assert_eq!(answer, ErrorCode::None);
-        assert!((2..200).contains(&asked), "{asked}");
+    }
+
+    #[test]
+    fn questions_are_asked_at_longer_and_longer_intervals_within_the_patience() {
+        // How often a coordinator is asked that takes so long for an answer.
+        let check = |answer_ms, expected: usize| {
+            let taken = Duration::from_millis(answer_ms);
+            let (mut rests, mut elapsed, mut asked) = (Rests::default(), taken, 1);
+            while let Some(rest) = rests.next_after(elapsed) {
+                elapsed += rest + taken;
+                asked += 1;
+            }
+            assert_eq!(asked, expected, "{answer_ms} ms");
+        };
+        // 1, 2, 4, 8, 16 ms, and then 23 times 20.
+        check(0, 29);
+        check(100, 5);
+        check(500, 1);
     }
 }

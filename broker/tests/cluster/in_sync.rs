@@ -114,6 +114,27 @@ async fn a_consumer_reads_from_the_follower_in_its_rack_what_that_knows_to_be_co
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_serves_a_reader_in_its_own_rack_and_without_a_rack_aware_selector_every_one() {
+    const BY_RACK: &str = "org.apache.kafka.common.replica.RackAwareReplicaSelector";
+    let check = async |settings: &[(&str, &str)], rack: &str| {
+        let cluster = Cluster::start(2, settings).await;
+        cluster.create_topic("t", &[1, 2], &[]).await;
+        // Acknowledged by both, so that the follower would do.
+        let producer = cluster.producer().await;
+        produce(&producer, "t", "x").await.expect("acknowledged");
+        let leader = connect_to(&cluster, 0).await;
+        let answer = only_partition(read_from(&cluster, &leader, ("t", 0), rack).await);
+        assert_eq!(answer.preferred_read_replica, -1, "{settings:?}");
+        assert!(!answer.records.unwrap_or_default().is_empty());
+    };
+    // Both brokers are in this rack.
+    let selector = ("replica.selector.class", BY_RACK);
+    check(&[selector, ("broker.rack", "shared")], "shared").await;
+    // The follower is, and the leader is not.
+    check(&[], "rack-2").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_asks_another_than_the_leader_is_told_who_leads_and_where() {
     let mut cluster = Cluster::start(3, &[]).await;
     cluster
