@@ -153,14 +153,14 @@ fn pick(node: &Arc<Node>) -> Option<Job> {
     cleaner.forget_gone(&all);
     for partition in all {
         if !partition.settings().cleanup_policy.compacts()
-            || cleaner.is_left_alone(&partition, now_ms)
+            || cleaner.state().is_left_alone(key_of(&partition), now_ms)
         {
             continue;
         }
         let (dirtiness, is_due) = match measure(&partition, now_ms) {
             Some(Ok(found)) => found,
             Some(Err(error)) => {
-                cleaner.give_up(&partition, &error);
+                cleaner.give_up(&partition, &error.into());
                 continue;
             }
             None => continue,
@@ -253,22 +253,7 @@ impl Cleaner {
         state.retry_ms.retain(|key, _| here.contains(key));
     }
 
-    fn is_left_alone(&self, partition: &Partition, now_ms: i64) -> bool {
-        let key = key_of(partition);
-        let mut state = self.state();
-        if state
-            .retry_ms
-            .get(&key)
-            .is_some_and(|&at_ms| at_ms <= now_ms)
-        {
-            state.retry_ms.remove(&key);
-        }
-        state.in_progress.contains(&key)
-            || state.uncleanable.contains(&key)
-            || state.retry_ms.contains_key(&key)
-    }
-
-    fn give_up(&self, partition: &Partition, error: &LogError) {
+    fn give_up(&self, partition: &Partition, error: &CompactionError) {
         tracing::error!(
             partition = %partition.id(), %error,
             "the log can't be compacted and will grow; it is left alone until the broker is \
@@ -279,6 +264,18 @@ impl Cleaner {
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+}
+
+impl State {
+    fn is_left_alone(&mut self, key: Key, now_ms: i64) -> bool {
+        let retry_ms = self.retry_ms.get(&key);
+        if retry_ms.is_some_and(|&at_ms| at_ms <= now_ms) {
+            self.retry_ms.remove(&key);
+        }
+        self.in_progress.contains(&key)
+            || self.uncleanable.contains(&key)
+            || self.retry_ms.contains_key(&key)
     }
 }
 
@@ -305,30 +302,28 @@ impl Job {
         let error = match self.clean() {
             Ok(None) => return,
             Ok(Some(stats)) => return self.done(stats, started.elapsed()),
-            Err(CompactionError::Abandoned) => {
-                tracing::debug!(partition = %self.partition.id(), "a compaction was abandoned");
-                return self.retry_after(RETRY_CHANGED_MS);
-            }
-            Err(CompactionError::Log(error)) => error,
+            Err(error) => error,
         };
         let partition = &self.partition;
-        match &error {
-            LogError::Storage { error: cause, .. } if is_full(cause) => {
+        let cleaner = &self.node.cleaner;
+        let backoff_ms = self.node.live_settings().log_cleaner_backoff_ms;
+        let retry_ms = match (retry_after_ms(&error, backoff_ms), error) {
+            (Some(retry_ms), CompactionError::Abandoned) => {
+                tracing::debug!(partition = %partition.id(), "a compaction was abandoned");
+                retry_ms
+            }
+            (Some(retry_ms), CompactionError::Log(error)) => {
                 tracing::warn!(
                     partition = %partition.id(), %error,
                     "there is no room to compact the log; it stays as it is and is tried again"
                 );
-                let rest_ms = self.node.live_settings().log_cleaner_backoff_ms;
-                self.retry_after(rest_ms.saturating_mul(RETRY_FULL_RESTS));
+                retry_ms
             }
-            _ => self.node.cleaner.give_up(partition, &error),
-        }
-    }
-
-    fn retry_after(&self, ms: i64) {
-        let at_ms = time::now_ms().saturating_add(ms);
-        let retry_ms = &mut self.node.cleaner.state().retry_ms;
-        retry_ms.insert(key_of(&self.partition), at_ms);
+            (None, error) => return cleaner.give_up(partition, &error),
+        };
+        let at_ms = time::now_ms().saturating_add(retry_ms);
+        let mut state = cleaner.state();
+        state.retry_ms.insert(key_of(partition), at_ms);
     }
 
     fn clean(&self) -> Result<Option<CompactionStats>, CompactionError> {
@@ -367,11 +362,7 @@ impl Job {
             Ok(cleaning)
         })();
         let is_current = self.with_log(|log| Ok(log.is_current(ticket)))?;
-        let cleaning = match cleaned {
-            // A segment that was truncated while it was read looks like a damaged one.
-            Err(_) if !is_current => return Err(CompactionError::Abandoned),
-            cleaned => cleaned?,
-        };
+        let cleaning = cleaned.map_err(|error| what_failed(error, is_current))?;
         self.with_log(|log| {
             if log.is_current(ticket) {
                 log.set_cleaned_to(cleaning.cleaned_to());
@@ -446,6 +437,27 @@ impl Job {
     }
 }
 
+/// What a failure means for the log: a segment that was truncated while it was read looks
+/// like a damaged one.
+fn what_failed(error: CompactionError, is_current: bool) -> CompactionError {
+    if is_current {
+        error
+    } else {
+        CompactionError::Abandoned
+    }
+}
+
+/// After how long a log whose compaction failed is tried again; `None` if it is left alone.
+fn retry_after_ms(error: &CompactionError, backoff_ms: i64) -> Option<i64> {
+    match error {
+        CompactionError::Abandoned => Some(RETRY_CHANGED_MS),
+        CompactionError::Log(LogError::Storage { error, .. }) if is_full(error) => {
+            Some(backoff_ms.saturating_mul(RETRY_FULL_RESTS))
+        }
+        CompactionError::Log(_) => None,
+    }
+}
+
 /// Whether it is the disk that is full, which mends itself or is mended.
 fn is_full(error: &io::Error) -> bool {
     matches!(
@@ -477,6 +489,52 @@ impl Throttle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use yuxi_protocol::ids::Offset;
+
+    fn storage(kind: io::ErrorKind) -> CompactionError {
+        let (path, error) = ("t-0".into(), kind.into());
+        LogError::Storage { path, error }.into()
+    }
+
+    fn corrupt() -> CompactionError {
+        let error = LogError::Corrupt {
+            path: "t-0".into(),
+            position: 0,
+            expected_offset: Offset::ZERO,
+            reason: "bits have fallen over".to_owned(),
+        };
+        error.into()
+    }
+
+    #[test]
+    fn a_log_without_room_or_that_changed_is_tried_again_and_a_damaged_one_is_not() {
+        use io::ErrorKind::{PermissionDenied, QuotaExceeded, StorageFull};
+        for (error, expected) in [
+            (CompactionError::Abandoned, Some(1000)),
+            (storage(StorageFull), Some(60_000)),
+            (storage(QuotaExceeded), Some(60_000)),
+            (storage(PermissionDenied), None),
+            (corrupt(), None),
+            (what_failed(corrupt(), true), None),
+            (what_failed(corrupt(), false), Some(1000)),
+        ] {
+            assert_eq!(retry_after_ms(&error, 15_000), expected, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_log_is_left_alone_until_its_time_comes_and_while_or_since_a_thread_has_it() {
+        let key = (TopicId::ZERO, PartitionId::new(3));
+        let mut state = State::default();
+        state.retry_ms.insert(key, 100);
+        let left_alone = [99, 100, 99].map(|now_ms| state.is_left_alone(key, now_ms));
+        assert_eq!(left_alone, [true, false, false]);
+        state.in_progress.insert(key);
+        assert!(state.is_left_alone(key, 100));
+        state.in_progress.clear();
+        state.uncleanable.insert(key);
+        assert!(state.is_left_alone(key, i64::MAX));
+    }
 
     #[test]
     fn all_threads_together_read_and_write_no_faster_than_they_may() {
