@@ -105,8 +105,13 @@ impl Cluster {
 
     /// Ends a broker as `kill -9` would.
     pub(crate) async fn kill(&mut self, id: i32) {
-        drop(self.brokers.remove(&id).expect("it runs"));
+        self.strike(id);
         self.wait_until_gone(id).await;
+    }
+
+    /// The same, without waiting until the cluster has heard of it.
+    pub(crate) fn strike(&mut self, id: i32) {
+        drop(self.brokers.remove(&id).expect("it runs"));
     }
 
     pub(crate) async fn shut_down(&mut self, id: i32) {

@@ -3,6 +3,7 @@
 use crate::support::{Cluster, soon, wait_for};
 use std::time::Duration;
 use yuxi_client::{Connection, Record, TransactionError, TransactionalProducer, producer::Ending};
+use yuxi_controller::keys::PartitionState;
 use yuxi_protocol::{
     error_code::ErrorCode,
     ids::BrokerId,
@@ -12,6 +13,7 @@ use yuxi_protocol::{
         update_features_request::FeatureUpdateKey,
         write_txn_markers_request::{WritableTxnMarker, WritableTxnMarkerTopic},
     },
+    record::BatchView,
 };
 
 const STATE: &str = "__transaction_state";
@@ -113,9 +115,7 @@ async fn brokers_die(mut cluster: Cluster) {
         if let Some(dead) = dead {
             cluster.start_broker(dead).await;
             for (topic, _) in TOPICS {
-                let back = |state: &yuxi_controller::keys::PartitionState| {
-                    state.isr.contains(&BrokerId::new(dead))
-                };
+                let back = |state: &PartitionState| state.isr.contains(&BrokerId::new(dead));
                 cluster.until(topic, 0, "a replica in sync", back).await;
             }
         }
@@ -177,39 +177,63 @@ async fn a_successor_takes_over_at_another_coordinator() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_partition_hears_of_an_outcome_that_may_be_lost() {
-    let mut cluster = cluster(&[]).await;
+    let mut cluster = cluster(&[("replica.lag.time.max.ms", "3000")]).await;
     let mut producer = producer(&cluster).await;
     let me = coordinator(&cluster).await;
     let alone = [("min.insync.replicas", "1")];
     cluster.create_topic("alone", &[me], &alone).await;
+    let mut tries = 1;
+    while !commit_while_others_die(&mut cluster, &mut producer, me).await {
+        tries += 1;
+        assert!(tries < 30, "the others are always out too early");
+    }
+    wait_for("the records", async || {
+        let values = Box::pin(cluster.values("alone", 0)).await;
+        (values.len() == tries).then_some(())
+    })
+    .await;
+}
+
+/// Commits at the coordinator `me` while all others die. Whether the outcome was written before
+/// the cluster heard of that; from then on there are too few for it to count, and none may hear it.
+async fn commit_while_others_die(
+    cluster: &mut Cluster,
+    producer: &mut TransactionalProducer,
+    me: i32,
+) -> bool {
     let transaction = soon("a transaction", producer.begin())
         .await
         .expect("begun");
-    soon("a record", transaction.send(Record::new("alone", "v")))
-        .await
-        .expect("sent");
-    // The outcome is written before the cluster hears that they are gone, and after that there
-    // are too few for it to count.
+    let sending = transaction.send(Record::new("alone", "v"));
+    soon("a record", sending).await.expect("sent");
+    let number = yuxi_coordinator::transactions::partition_for(ID, 3);
+    let state_bytes = |cluster: &Cluster| cluster.log_bytes(me, STATE, number).len();
+    let markers = |cluster: &Cluster| {
+        let log = cluster.log_bytes(me, "alone", 0);
+        let batches = yuxi_protocol::record::batches(&log);
+        let is_control = |batch: &Result<BatchView<'_>, _>| {
+            let batch = batch.as_ref().expect("a batch");
+            batch.header().is_control()
+        };
+        batches.filter(is_control).count()
+    };
+    let before = (state_bytes(cluster), markers(cluster));
     let others: Vec<i32> = (1..=3).filter(|id| *id != me).collect();
     for other in &others {
-        cluster.kill(*other).await;
+        cluster.strike(*other);
     }
     let mut commit = Box::pin(transaction.commit());
-    let number = yuxi_coordinator::transactions::partition_for(ID, 3);
-    let only_me = |state: &yuxi_controller::keys::PartitionState| state.isr == [BrokerId::new(me)];
+    let only_me = |state: &PartitionState| state.isr == [BrokerId::new(me)];
     tokio::select! {
         ended = &mut commit => panic!("{ended:?}"),
         _ = cluster.until(STATE, number, "the others are out", only_me) => {}
     }
-    let log = cluster.log_bytes(me, "alone", 0);
-    let markers = yuxi_protocol::record::batches(&log)
-        .filter(|batch| batch.as_ref().expect("a batch").header().is_control());
-    assert_eq!(markers.count(), 0, "it is not decided");
+    let is_written = state_bytes(cluster) > before.0;
+    assert_eq!(markers(cluster), before.1, "it is not decided");
     for other in others {
         cluster.start_broker(other).await;
     }
-    let ended = soon("a commit", commit).await;
-    match ended {
+    match soon("a commit", commit).await {
         Ok(()) => {}
         Err(TransactionError::InDoubt(_)) => {
             let ending = soon("an outcome", producer.ending()).await.expect("known");
@@ -217,11 +241,10 @@ async fn no_partition_hears_of_an_outcome_that_may_be_lost() {
         }
         Err(error) => panic!("{error}"),
     }
-    wait_for("the record", async || {
-        let values = Box::pin(cluster.values("alone", 0)).await;
-        (values.len() == 1).then_some(())
-    })
-    .await;
+    let all_in = |state: &PartitionState| state.isr.len() == 3;
+    let in_sync = "all in sync";
+    cluster.until(STATE, number, in_sync, all_in).await;
+    is_written
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
