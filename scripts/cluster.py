@@ -52,6 +52,14 @@ def prepare(*more):
     return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPO / "target")) / "release"
 
 
+def example(binaries, name):
+    """A program of client/examples, built unless YUXI_BIN_DIR names where it is."""
+    if "YUXI_BIN_DIR" not in os.environ:
+        build = ["cargo", "build", "--release", "--locked", "--quiet", "-p", "yuxi-client", "--example", name]
+        subprocess.run(build, cwd=REPO, check=True)
+    return binaries / "examples" / name
+
+
 def free_ports(count):
     """Ports that nobody listens on, below those that the system gives to outgoing connections:
     one of these could take a port between now and when it is used, or used again."""

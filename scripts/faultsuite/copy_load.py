@@ -1,6 +1,9 @@
-"""Copies a topic into another in transactions that commit how far they have read: two librdkafka programs in one
-group, each of which is now and then killed with -9, or stopped for longer than its session and its transaction
-last. At the end, on SIGTERM, all is read again and judged (copy_ledger.py).
+"""Copies a topic into another in transactions that commit how far they have read: two programs in one group, each
+of which is now and then killed with -9, or stopped for longer than its session and its transaction last. At the
+end, on SIGTERM, all is read again and judged (copy_ledger.py).
+
+The programs are of librdkafka, which speaks the transaction protocol of KIP-98 whatever the cluster offers; or of
+Yuxi's own client (client/examples/copies.rs), which speaks that of KIP-890.
 
 It prints a report and writes a journal like the other loads; a line more tells of each aborted transaction:
 
@@ -149,7 +152,7 @@ def abort(journal, consumer, writer, transaction):
 
 def keep_up(given, ending):
     """Starts the programs, strikes them, and starts again whoever has ended."""
-    workers = [start(number) for number in range(WORKERS)]
+    workers = [start(given, number) for number in range(WORKERS)]
     copied, thaw = Tail(pathlib.Path(given.journal)), {}
     pacing = Pacing(given.seed, WORKERS, time.time())
     while not ending.wait(RESTART_PAUSE_S):
@@ -165,7 +168,7 @@ def keep_up(given, ending):
             workers[number].send_signal(signal.SIGCONT)
         for number, worker in enumerate(workers):
             if worker.poll() is not None:
-                workers[number] = start(number)
+                workers[number] = start(given, number)
     for worker in workers:
         worker.send_signal(signal.SIGCONT)
         worker.terminate()
@@ -176,8 +179,11 @@ def keep_up(given, ending):
         worker.wait()
 
 
-def start(number):
-    return subprocess.Popen([sys.executable, *sys.argv, "--worker", str(number)])
+def start(given, number):
+    command = [sys.executable, *sys.argv, "--worker", str(number)]
+    if given.program:
+        command = [given.program, given.bootstrap, given.source, given.topic, given.group, str(number), given.journal]
+    return subprocess.Popen(command)
 
 
 # The end.
@@ -253,6 +259,7 @@ def main():
     parser.add_argument("--group", required=True)
     parser.add_argument("--seed", type=int, required=True, help="draws when which program is struck")
     parser.add_argument("--journal", required=True)
+    parser.add_argument("--program", help="copies instead of librdkafka: client/examples/copies.rs")
     parser.add_argument("--worker", type=int, help="be one of the programs that copy")
     given = parser.parse_args()
     if given.worker is not None:

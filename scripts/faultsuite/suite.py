@@ -4,7 +4,7 @@ import heapq
 import tempfile
 import time
 
-from cluster import Cluster, Failed
+from cluster import Cluster, Failed, example
 from faultsuite import clocks, disk_faults, etcd_faults, final_checks, loads
 from faultsuite.fault import NETEM, NETWORK, SMALL_DISK, NotNow
 from faultsuite.kafka_calls import UNSAFE_DOWNGRADE, Broker, wire
@@ -38,7 +38,9 @@ def run(binaries, given, schedule, network):
         try:
             cluster.start()
             speak(cluster, given.transaction_version)
-            scene.loads = loads.start(cluster, given.partitions, given.rate, given.seed)
+            # librdkafka does not speak the newest protocol.
+            copier = example(binaries, "copies") if given.transaction_version == NEWEST_TRANSACTION_VERSION else None
+            scene.loads = loads.start(cluster, given.partitions, given.rate, given.seed, copier)
             topics = [load.name for load in scene.loads]
             monitor = Monitor(cluster.brokers, topics, topics, scene.report)
             monitor.start()
