@@ -158,6 +158,12 @@ def test_what_is_not_there_is_said_to_be_missing(broker, topic):
     assert "--group" in told and status == 2
 
 
+def test_a_transaction_that_may_not_last_so_long_is_refused_and_not_tried_for_ever(topic, yuxi):
+    too_long = ["-X", "transaction.timeout.ms=9000000"]
+    told, status = yuxi("verify", topic, "--transactions", 5, "--seconds", 2, *too_long)
+    assert status == 1 and "INVALID_TRANSACTION_TIMEOUT" in told, told
+
+
 def test_an_election_that_is_not_needed_is_said_not_to_be(broker, topic):
     told, status = words(broker, "topic", "elect", topic)
     assert "nothing to elect" in told and status == 0

@@ -30,22 +30,31 @@ pub(super) async fn send(
 ) -> Outcome<Duration> {
     let (stop, stopping) = watch::channel(false);
     let each = f64::from(records) * f64::from(args.producers) / f64::from(args.rate.max(1));
-    let workers: Vec<_> = (0..args.producers)
-        .map(|number| {
-            let worker = Worker {
-                run: Arc::clone(run),
-                cluster: cluster.clone(),
-                number,
-                records,
-                abort_percent: args.abort_percent,
-                size: args.size,
-                pace: Duration::from_secs_f64(each),
-                stopping: stopping.clone(),
-                longest_gap: Duration::ZERO,
-                last: None,
-            };
-            tokio::spawn(worker.work())
+    let workers: Vec<Worker> = (0..args.producers)
+        .map(|number| Worker {
+            run: Arc::clone(run),
+            cluster: cluster.clone(),
+            number,
+            records,
+            abort_percent: args.abort_percent,
+            size: args.size,
+            pace: Duration::from_secs_f64(each),
+            stopping: stopping.clone(),
+            longest_gap: Duration::ZERO,
+            last: None,
         })
+        .collect();
+    // What is refused for good would be tried until the end, and nobody told.
+    if let Some(first) = workers.first() {
+        match first.connect().await {
+            Ok(producer) => producer.close(CLOSE_LIMIT).await,
+            Err(error) if error.is_retriable() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let workers: Vec<_> = workers
+        .into_iter()
+        .map(|worker| tokio::spawn(worker.work()))
         .collect();
     let limit = async {
         match args.seconds {
