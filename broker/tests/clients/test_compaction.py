@@ -80,7 +80,7 @@ def compacted(broker, topic, sent):
         assert found == [row for row in found if (row[1], row[2]) == sent[row[0]]], "offsets and values stay"
         return found if len(found) <= len(expected) else None
 
-    found = wait_until(cleaned, "the log is compacted", 60, 0.5)
+    found = wait_until(cleaned, "the log is compacted", 120, 0.5)
     assert found == expected
     return found
 
