@@ -7,20 +7,23 @@
 //! what the batch touches, whatever the size of the cluster. A value that can't
 //! be read stops the image where it is rather than make a partition vanish.
 
+mod changes;
+mod entries;
+
 use std::{collections::BTreeSet, sync::Arc};
 
-use imbl::{OrdMap, ordmap::DiffItem};
+use imbl::OrdMap;
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ControllerEpoch, PartitionId, TopicId};
 
 use crate::{
     decide::features,
     keys::{
-        Address, AdmissionValue, BrokerValue, ConfigScope, ConfigValue, ControllerValue,
-        DaemonValue, FeaturesValue, Key, PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue,
-        TopicValue, ValueError, parse_cluster, parse_partitions, parse_value,
+        Address, AdmissionValue, BrokerValue, ConfigScope, ConfigValue, DaemonValue, FeaturesValue,
+        Key, PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue, ValueError, parse_cluster,
     },
-    store::{Batch, Change, Entry, Revision, SessionId, Snapshot},
+    store::{Batch, Change, Revision, SessionId, Snapshot},
 };
+pub use changes::{ImageChanges, TopicChange};
 
 /// The state of the cluster at one revision of the metadata store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -350,200 +353,6 @@ impl ClusterImage {
             .range((topic, 0)..=(topic, u32::MAX))
             .map(|(&(_, chunk), states)| (chunk, states.mod_revision))
     }
-
-    /// What is different from an `older` image. The cost is that of the difference.
-    pub fn changes_since<'a>(&'a self, older: &'a Self) -> ImageChanges<'a> {
-        let mut topics = Vec::new();
-        for difference in older.topics.diff(&self.topics) {
-            match difference {
-                DiffItem::Add(_, new) => topics.push(TopicChange::Created(new)),
-                DiffItem::Remove(_, old) => topics.push(TopicChange::Deleted(old)),
-                DiffItem::Update {
-                    old: (_, old),
-                    new: (_, new),
-                } => {
-                    if old.id == new.id {
-                        topics.push(TopicChange::Changed { old, new });
-                    } else {
-                        topics.push(TopicChange::Deleted(old));
-                        topics.push(TopicChange::Created(new));
-                    }
-                }
-            }
-        }
-        ImageChanges {
-            topics,
-            configs: older
-                .configs
-                .diff(&self.configs)
-                .map(|difference| match difference {
-                    DiffItem::Add(scope, _)
-                    | DiffItem::Remove(scope, _)
-                    | DiffItem::Update {
-                        new: (scope, _), ..
-                    } => scope,
-                })
-                .collect(),
-            brokers: older.brokers != self.brokers || older.admissions != self.admissions,
-            controller: older.controller != self.controller,
-        }
-    }
-
-    fn put(&mut self, entry: &Entry, touched: &mut BTreeSet<TopicId>) -> Result<(), ValueError> {
-        let mod_revision = entry.mod_revision;
-        match Key::parse(&entry.key) {
-            None => {}
-            Some(Key::Cluster) => {
-                let value = parse_cluster(&entry.key, &entry.value)?;
-                self.cluster_id = Some(value.cluster_id.into());
-            }
-            Some(Key::Controller) => {
-                let value: ControllerValue = parse_value(&entry.key, &entry.value)?;
-                self.controller = Some(Arc::new(ControllerImage {
-                    node_id: value.node_id,
-                    epoch: ControllerEpoch::new(entry.create_revision.value()),
-                    incarnation: value.incarnation,
-                    session: entry.session,
-                    endpoint: value.endpoint,
-                }));
-            }
-            Some(Key::Broker(id)) => {
-                let broker = BrokerImage {
-                    id,
-                    epoch: BrokerEpoch::new(mod_revision.value()),
-                    registration: parse_value(&entry.key, &entry.value)?,
-                    session: entry.session,
-                };
-                self.brokers.insert(id, Arc::new(broker));
-            }
-            Some(Key::Daemon(id)) => {
-                let daemon = DaemonImage {
-                    revision: mod_revision,
-                    value: parse_value(&entry.key, &entry.value)?,
-                    session: entry.session,
-                };
-                self.daemons.insert(id, Arc::new(daemon));
-            }
-            Some(Key::Admission(id)) => {
-                let admission = AdmissionImage {
-                    value: parse_value(&entry.key, &entry.value)?,
-                    mod_revision,
-                };
-                self.admissions.insert(id, Arc::new(admission));
-            }
-            Some(Key::Topic(name)) => {
-                let value: TopicValue = parse_value(&entry.key, &entry.value)?;
-                self.forget_topic(&name);
-                self.add_topic(name, value, mod_revision);
-                touched.insert(value.topic_id);
-            }
-            Some(Key::Partitions(topic, chunk)) => {
-                let states = parse_partitions(&entry.key, chunk, &entry.value)?;
-                let states = PartitionChunk {
-                    mod_revision,
-                    states,
-                };
-                self.chunks.insert((topic, chunk), Arc::new(states));
-                touched.insert(topic);
-            }
-            Some(Key::Config(scope)) => {
-                let config = ConfigImage {
-                    values: parse_value(&entry.key, &entry.value)?,
-                    mod_revision,
-                };
-                self.configs.insert(scope, Arc::new(config));
-            }
-            Some(Key::Features) => {
-                self.features = Some(Arc::new(FeaturesImage {
-                    levels: parse_value(&entry.key, &entry.value)?,
-                    mod_revision,
-                }));
-            }
-            Some(Key::ProducerIds) => {
-                self.producer_ids = Some(ProducerIdsImage {
-                    value: parse_value(&entry.key, &entry.value)?,
-                    mod_revision,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    fn delete(&mut self, key: &str, touched: &mut BTreeSet<TopicId>) {
-        match Key::parse(key) {
-            None => {}
-            Some(Key::Cluster) => self.cluster_id = None,
-            Some(Key::Controller) => self.controller = None,
-            Some(Key::Broker(id)) => {
-                self.brokers.remove(&id);
-            }
-            Some(Key::Daemon(id)) => {
-                self.daemons.remove(&id);
-            }
-            Some(Key::Admission(id)) => {
-                self.admissions.remove(&id);
-            }
-            Some(Key::Topic(name)) => self.forget_topic(&name),
-            Some(Key::Partitions(topic, chunk)) => {
-                self.chunks.remove(&(topic, chunk));
-                touched.insert(topic);
-            }
-            Some(Key::Config(scope)) => {
-                self.configs.remove(&scope);
-            }
-            Some(Key::ProducerIds) => self.producer_ids = None,
-            Some(Key::Features) => self.features = None,
-        }
-    }
-
-    fn add_topic(&mut self, name: Arc<str>, value: TopicValue, mod_revision: Revision) {
-        if let Some(unified) = unified(&name) {
-            self.collisions.insert(unified.into(), Arc::clone(&name));
-        }
-        let topic = Arc::new(TopicImage {
-            name: Arc::clone(&name),
-            id: value.topic_id,
-            mod_revision,
-            partition_count: value.partitions,
-            chunks: Vec::new(),
-        });
-        self.topics_by_id.insert(topic.id, Arc::clone(&topic));
-        self.topics.insert(name, topic);
-    }
-
-    fn forget_topic(&mut self, name: &str) {
-        if let Some(old) = self.topics.remove(name) {
-            self.topics_by_id.remove(&old.id);
-            if let Some(unified) = unified(name) {
-                self.collisions.remove(unified.as_str());
-            }
-        }
-    }
-
-    /// Puts together the topics whose own key or chunks have changed.
-    fn assemble(&mut self, touched: &BTreeSet<TopicId>) {
-        for id in touched {
-            let Some(old) = self.topics_by_id.get(id) else {
-                continue;
-            };
-            let chunk_count = old.partition_count.div_ceil(PARTITIONS_PER_CHUNK as u32);
-            // The count is another's word, so nothing is sized by it before the
-            // chunks are there.
-            let mut chunks = Vec::new();
-            for (&(_, chunk), states) in self.chunks.range((*id, 0)..(*id, chunk_count)) {
-                chunks.resize(chunk as usize, None);
-                chunks.push(Some(Arc::clone(states)));
-            }
-            let topic = Arc::new(TopicImage {
-                name: Arc::clone(&old.name),
-                chunks,
-                ..**old
-            });
-            self.topics
-                .insert(Arc::clone(&topic.name), Arc::clone(&topic));
-            self.topics_by_id.insert(*id, topic);
-        }
-    }
 }
 
 impl TopicImage {
@@ -601,36 +410,6 @@ impl TopicImage {
     pub(crate) fn chunk(&self, at: usize) -> Option<&Arc<PartitionChunk>> {
         self.chunks.get(at)?.as_ref()
     }
-}
-
-/// The difference between two images.
-#[derive(Debug)]
-pub struct ImageChanges<'a> {
-    /// Topics that are new, gone or not as they were.
-    pub topics: Vec<TopicChange<'a>>,
-    /// Scopes whose overrides changed.
-    pub configs: Vec<&'a ConfigScope>,
-    /// Whether any broker came, went or changed.
-    pub brokers: bool,
-    /// Whether the controller is another, or none.
-    pub controller: bool,
-}
-
-/// What happened to a topic.
-#[derive(Debug)]
-pub enum TopicChange<'a> {
-    /// It was not there before.
-    Created(&'a Arc<TopicImage>),
-    /// It is no longer there. A topic made anew under the name of an old one is
-    /// the one deleted, then the other created.
-    Deleted(&'a Arc<TopicImage>),
-    /// Some partitions, or their number, are not as they were.
-    Changed {
-        /// Before.
-        old: &'a Arc<TopicImage>,
-        /// After.
-        new: &'a Arc<TopicImage>,
-    },
 }
 
 /// The form of a name in which names collide; `None` if it can collide with none.

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     decide::testing::{id, ids},
-    keys::{LeaderRecovery, print_partitions, print_value},
+    keys::{LeaderRecovery, TopicValue, print_partitions, print_value},
+    store::Entry,
 };
 use yuxi_protocol::ids::LeaderEpoch;
 
