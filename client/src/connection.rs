@@ -20,7 +20,6 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use yuxi_protocol::codec::{ApiVersion, DecodeLimits, Decoder, KafkaDecode, StrBytes};
-use yuxi_protocol::message;
 use yuxi_protocol::messages::{
     ApiVersionsRequest, ApiVersionsResponse, KafkaMessage, KafkaRequest, OutboundFrameLimits,
     RequestResponsePair, ResponseHeader, encode_request, response_header_version_for,
@@ -593,9 +592,9 @@ fn deliver(shared: &Shared, frame: &Bytes, address: &str) -> Result<()> {
 }
 
 fn frame_limits(bytes: usize) -> DecodeLimits {
-    message!(DecodeLimits {
-        max_frame_bytes: bytes
-    })
+    let mut limits = DecodeLimits::default();
+    limits.max_frame_bytes = bytes;
+    limits
 }
 
 fn lost(address: &str, reason: &str) -> Error {
