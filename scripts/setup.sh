@@ -13,6 +13,32 @@ die() {
   exit 1
 }
 
+# attended COMMAND…: runs it as a job with a process group of its own. A signal that ends the script ends that
+# group first, and waits until the command has cleaned up.
+attended() {
+  local job status=0
+  set -m
+  "$@" &
+  job=$!
+  set +m
+  # shellcheck disable=SC2064 # the job is this one
+  trap "end_job $job 130" INT
+  # shellcheck disable=SC2064
+  trap "end_job $job 143" TERM
+  # shellcheck disable=SC2064
+  trap "end_job $job 129" HUP
+  wait "$job" || status=$?
+  trap - INT TERM HUP
+  return "$status"
+}
+
+end_job() {
+  trap '' INT TERM HUP
+  kill -TERM -- "-$1" 2>/dev/null || true
+  wait "$1" || true
+  exit "$2"
+}
+
 # The Rust toolchain that rust-toolchain.toml names. rustup is the user's own.
 setup_rust() {
   command -v cargo >/dev/null || [[ ! -x $HOME/.cargo/bin/cargo ]] || PATH=$HOME/.cargo/bin:$PATH

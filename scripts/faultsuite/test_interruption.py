@@ -102,3 +102,21 @@ def test_what_is_ignored_stays_ignored():
         "os.kill(os.getpid(), signal.SIGHUP)\nprint('goes on')"
     )
     assert done.communicate(timeout=20)[0] == "goes on\n"
+
+
+def test_what_a_shell_script_attends_to_ends_with_it(tmp_path):
+    run = f"YUXI_TEST_RUN={uuid.uuid4()}"
+    text = f"source {SCRIPTS}/setup.sh\ntrap 'echo cleaned up' EXIT\nattended sh -c 'echo started; sleep 600 & wait'"
+    started = subprocess.Popen(
+        ["bash", "-c", text], env={**os.environ, **dict([run.split("=")])}, stdout=subprocess.PIPE, text=True,
+        preexec_fn=heed_all,
+    )  # fmt: skip
+    try:
+        assert started.stdout.readline() == "started\n"
+        started.send_signal(signal.SIGTERM)
+        assert started.communicate(timeout=20)[0] == "cleaned up\n"
+        assert started.returncode == 128 + signal.SIGTERM
+    finally:
+        started.kill()
+        started.wait()
+    until(lambda: not processes_of(run), "nothing is left", 5)

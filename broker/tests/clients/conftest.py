@@ -7,6 +7,8 @@ know that a test is right: `--kafka`, or YUXI_TEST_BOOTSTRAP for one that runs.
 import itertools
 import os
 import re
+import shutil
+import signal
 
 import pytest
 
@@ -23,11 +25,36 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # What is ignored, as under nohup, stays so.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     if os.environ.get("YUXI_TEST_BOOTSTRAP") or config.getoption("--kafka"):
         return
     binary = os.environ.get("YUXI_BROKER_BIN")
     if not binary or not os.access(binary, os.X_OK):
         raise pytest.UsageError("YUXI_BROKER_BIN names no yuxi-broker to test: use scripts/test, or --kafka")
+
+
+_interrupted = False
+
+
+def _interrupt(_number, _frame):
+    """As SIGINT does: fixtures end what they have started. They are not disturbed by a second signal."""
+    global _interrupted
+    _interrupted = True
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, lambda *_: None)
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupted_runs_leave_no_directories(tmp_path_factory):
+    """Set up before all others, so it is the last to end."""
+    directory = tmp_path_factory.getbasetemp()
+    yield
+    if _interrupted:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +81,8 @@ def broker(against, tmp_path_factory):
     try:
         process.start()
         yield process
-        process.stop()
+        if not _interrupted:
+            process.stop()
     finally:
         process.abandon()
 
@@ -84,7 +112,7 @@ def _broker_factory(against, directory):
     try:
         yield start
         for process in processes:
-            if process.alive():
+            if process.alive() and not _interrupted:
                 process.stop()
     finally:
         for process in processes:

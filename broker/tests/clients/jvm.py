@@ -82,7 +82,8 @@ class Jvm:
     def close(self):
         self.process.stdin.close()
         try:
-            self.process.wait(20)
+            # It waits for a command, unless the run was interrupted in the middle of one.
+            self.process.wait(5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
