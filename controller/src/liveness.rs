@@ -324,20 +324,22 @@ impl Liveness {
         }
     }
 
-    /// Watches the processes that `new` names, if it is this process's turn to watch.
+    /// Watches the processes that `new` names, if it is this process's turn to watch, and
+    /// judges them anew, as [`Liveness::look`] does.
+    #[must_use]
     pub(crate) fn follow(
         &mut self,
         old: &ClusterImage,
         new: &ClusterImage,
         watches: bool,
         metrics: &ControllerMetrics,
-    ) {
+    ) -> bool {
         if !watches {
             self.probes.clear();
             self.dead.clear();
             self.spared.clear();
             self.vanished = Vanished::default();
-            return;
+            return false;
         }
         let now = Instant::now();
         self.registered = new.registrations().count();
@@ -355,7 +357,7 @@ impl Liveness {
                 .entry(life)
                 .or_insert_with(|| Probe::start(address, timing, origin, Arc::clone(&self.found)));
         }
-        self.look(metrics);
+        self.look(metrics)
     }
 
     /// Waits until it is time to [`Liveness::look`].
@@ -369,7 +371,9 @@ impl Liveness {
         }
     }
 
-    /// Judges anew; whether anything is different.
+    /// Judges anew; whether anything is different from the last time. That is said once: who
+    /// does not act on it forgets a death.
+    #[must_use]
     pub(crate) fn look(&mut self, metrics: &ControllerMetrics) -> bool {
         let now = Instant::now();
         let observed: BTreeMap<Life, Observation> = self

@@ -1,9 +1,12 @@
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::decide::{
-    brokers,
-    testing::{Cluster, id, registration, settings},
+use crate::{
+    decide::{
+        brokers,
+        testing::{Cluster, id, registration, settings},
+    },
+    keys::{BrokerValue, Endpoint},
 };
 
 const TIMING: Timing = Timing {
@@ -197,7 +200,7 @@ fn the_lowest_two_candidates_besides_the_controller_are_in_line() {
     let mut cluster = Cluster::new();
     for broker in 1..=5 {
         let candidate = broker != 2;
-        let value = crate::keys::BrokerValue {
+        let value = BrokerValue {
             candidate,
             ..registration()
         };
@@ -223,6 +226,52 @@ fn the_lowest_two_candidates_besides_the_controller_are_in_line() {
     assert_eq!(in_line, [1, 3, 4, 6]);
 }
 
+/// Takes a request from a probe and answers it, or only takes it.
+async fn hear(stream: &mut TcpStream, answers: bool) {
+    let mut buffer = BytesMut::new();
+    read_frame(stream, &mut buffer, 1 << 10).await.unwrap();
+    if answers {
+        stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0]).await.unwrap();
+    }
+}
+
+/// The service compares brokers and partitions anew when it is told, and is told once.
+#[tokio::test]
+async fn a_death_that_is_found_as_the_image_changes_is_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut cluster = Cluster::new();
+    let endpoint = Endpoint {
+        listener: "PLAINTEXT".to_owned(),
+        security_protocol: "PLAINTEXT".to_owned(),
+        host: "127.0.0.1".to_owned(),
+        port: listener.local_addr().unwrap().port(),
+    };
+    cluster.register(
+        2,
+        &BrokerValue {
+            endpoints: vec![endpoint],
+            ..registration()
+        },
+    );
+    let metrics = ControllerMetrics::new();
+    let mut liveness = Liveness::new(id(1), TIMING);
+    let nobody = ClusterImage::default();
+    assert!(!liveness.follow(&nobody, &cluster.image, true, &metrics));
+    let (mut stream, _) = listener.accept().await.unwrap();
+    hear(&mut stream, true).await;
+    // It asks again once it has the answer.
+    hear(&mut stream, false).await;
+    drop((listener, stream));
+    timeout(Duration::from_secs(10), liveness.found.notified())
+        .await
+        .unwrap();
+    let old = cluster.image.clone();
+    cluster.register(3, &registration());
+    assert!(liveness.follow(&old, &cluster.image, true, &metrics));
+    assert_eq!(liveness.dead_brokers(&cluster.image), [id(2)]);
+    assert!(!liveness.look(&metrics), "it was told");
+}
+
 #[tokio::test]
 async fn a_probe_hears_an_answer_and_notices_at_once_when_the_port_is_closed() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -233,12 +282,11 @@ async fn a_probe_hears_an_answer_and_notices_at_once_when_the_port_is_closed() {
     let found = Arc::new(Notify::new());
     let probe = Probe::start(address, TIMING, Instant::now(), Arc::clone(&found));
     let (mut stream, _) = listener.accept().await.unwrap();
-    let mut buffer = BytesMut::new();
-    read_frame(&mut stream, &mut buffer, 1 << 10).await.unwrap();
+    hear(&mut stream, false).await;
     // A process that is accepting and silent has not been heard.
     assert!(probe.seen().heard.is_none());
     stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0]).await.unwrap();
-    read_frame(&mut stream, &mut buffer, 1 << 10).await.unwrap();
+    hear(&mut stream, false).await;
     assert!(probe.seen().heard.is_some());
     // A connection that is dropped by a process that lives is made again.
     drop(stream);

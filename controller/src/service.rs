@@ -179,7 +179,8 @@ enum Event {
 
 impl<S: MetadataStore> Service<S> {
     async fn run(mut self) {
-        self.watch_the_living(&ClusterImage::default());
+        // Nobody was watched before, so nobody is found to have died.
+        let _ = self.watch_the_living(&ClusterImage::default());
         let image = self.following.image();
         self.notices.image(&ClusterImage::default(), &image);
         loop {
@@ -531,21 +532,22 @@ impl<S: MetadataStore> Service<S> {
     /// There is a newer image than `old`.
     fn moved_on(&mut self, old: &ClusterImage) {
         self.outrun = None;
-        self.watch_the_living(old);
+        let are_others_alive = self.watch_the_living(old);
         let new = self.following.image();
         self.notices.image(old, &new);
-        if brokers::asks_for_reconciling(old, &new) {
+        if are_others_alive || brokers::asks_for_reconciling(old, &new) {
             self.reign.reconcile_again();
         }
     }
 
-    /// Watches whom the image names, if it is this process's turn to do so.
-    fn watch_the_living(&mut self, old: &ClusterImage) {
+    /// Watches whom the image names, if it is this process's turn to do so; whether others
+    /// than before are taken to be alive.
+    fn watch_the_living(&mut self, old: &ClusterImage) -> bool {
         let image = self.following.image();
         let candidate = &self.candidate;
         let watches =
             self.campaigns(&image) && is_in_line(&image, candidate.node_id, &candidate.incarnation);
-        self.liveness.follow(old, &image, watches, &self.metrics);
+        self.liveness.follow(old, &image, watches, &self.metrics)
     }
 
     fn answer_what_is_visible(&mut self) {

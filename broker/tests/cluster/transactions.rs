@@ -177,7 +177,7 @@ async fn a_successor_takes_over_at_another_coordinator() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_partition_hears_of_an_outcome_that_may_be_lost() {
-    let mut cluster = cluster(&[("replica.lag.time.max.ms", "3000")]).await;
+    let mut cluster = cluster(&[]).await;
     let mut producer = producer(&cluster).await;
     let me = coordinator(&cluster).await;
     let alone = [("min.insync.replicas", "1")];
