@@ -270,7 +270,8 @@ class Watcher:
             etcd.watchers.append(self)
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
-        until(lambda: self.events, "the changes in etcd are followed")
+        # An etcd of which nothing was asked yet is at revision 1, and has no change to show.
+        until(lambda: self.events or last == 1, "the changes in etcd are followed")
 
     def _follow(self):
         for line in self.process.stdout:

@@ -62,9 +62,12 @@ def fill(broker):
 def test_dump_log_segments_reads_every_file_without_complaint(new_broker, jvm, how):
     broker = new_broker()
     sent = fill(broker)
+    partition = broker.data_dir / "t-0"
     if how == "stopped":
         broker.stop()
     else:
+        # Closed segments are flushed within about a second, and the epoch is written with the first.
+        wait_until((partition / "leader-epoch-checkpoint").exists, "a closed segment is flushed", 30)
         broker.kill()
 
     def dump(files, *options):
@@ -73,7 +76,6 @@ def test_dump_log_segments_reads_every_file_without_complaint(new_broker, jvm, h
         assert not COMPLAINTS.search(out), "\n".join(line for line in out.splitlines() if COMPLAINTS.search(line))
         return out
 
-    partition = broker.data_dir / "t-0"
     logs = list(partition.glob("*.log"))
     assert len(logs) >= 3
     out = dump(logs, "--deep-iteration", "--print-data-log")
