@@ -121,8 +121,9 @@ impl Overview {
         })
     }
 
+    /// Those with this trouble or a worse one, which brings it along.
     fn with(&self, trouble: Trouble) -> impl Iterator<Item = &PartitionDescription> {
-        let those = self.troubled.iter().filter(move |(_, of)| *of == trouble);
+        let those = self.troubled.iter().filter(move |(_, of)| *of <= trouble);
         those.map(|&(at, _)| &self.partitions[at])
     }
 
@@ -135,6 +136,25 @@ impl Overview {
             self.partitions.len(),
             troubles.join(", ")
         )
+    }
+
+    fn controller_id(&self) -> Option<BrokerId> {
+        match self.cluster.seal {
+            Some(seal) => Some(seal.node),
+            None => self.cluster.controller,
+        }
+    }
+
+    fn controller(&self) -> String {
+        let Some(id) = self.controller_id() else {
+            return "none".to_owned();
+        };
+        let is_broker = self.cluster.brokers.iter().any(|broker| broker.id == id);
+        let kind = if is_broker { "" } else { " (not a broker)" };
+        match self.cluster.seal {
+            Some(seal) => format!("{id}{kind}, epoch {}", seal.epoch),
+            None => format!("{id}{kind}"),
+        }
     }
 
     fn counts(&self) -> Value {
@@ -168,7 +188,7 @@ impl Overview {
                 json!(broker.id.value()),
                 json!(broker.address()),
                 json!(broker.rack),
-                json!(self.cluster.controller == Some(broker.id)),
+                json!(self.controller_id() == Some(broker.id)),
                 json!(leaders),
                 json!(replicas),
                 json!(in_sync),
@@ -220,11 +240,11 @@ impl Overview {
 
 fn show(overview: &Overview, all: bool, format: OutputFormat) -> Outcome {
     let most = if all { usize::MAX } else { SHOWN };
-    let controller = overview.cluster.controller.map(BrokerId::value);
     if format == OutputFormat::Json {
         let mut json = overview.counts();
         json["id"] = json!(overview.cluster.id);
-        json["controller"] = json!(controller);
+        json["controller"] = json!(overview.controller_id().map(BrokerId::value));
+        json["controller_epoch"] = json!(overview.cluster.seal.map(|seal| seal.epoch.value()));
         json["brokers"] = overview.brokers().json();
         for trouble in Trouble::ALL {
             json[key(trouble)] = json!(overview.with(trouble).count());
@@ -232,11 +252,10 @@ fn show(overview: &Overview, all: bool, format: OutputFormat) -> Outcome {
         json["troubled"] = overview.troubles(usize::MAX).json();
         return print_json(&json);
     }
-    // The controller epoch is not in the protocol, so clients can't be told it.
-    let controller = controller.map_or("none".to_owned(), |id| id.to_string());
     line(&format!(
-        "cluster {}, controller {controller}",
-        overview.cluster.id
+        "cluster {}, controller {}",
+        overview.cluster.id,
+        overview.controller()
     ))?;
     line(&overview.summary())?;
     overview.brokers().print(format)?;
@@ -316,6 +335,32 @@ mod tests {
             elr: Vec::new(),
             offline: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_worse_trouble_counts_as_the_lesser_ones_too() {
+        let partitions = vec![
+            partition(Some(1), &[1, 2]),
+            partition(Some(1), &[1]),
+            partition(None, &[]),
+        ];
+        let overview = Overview {
+            cluster: ClusterDescription {
+                id: String::new(),
+                controller: None,
+                seal: None,
+                brokers: Vec::new(),
+            },
+            topics: 1,
+            partitions,
+            troubled: vec![
+                (2, Trouble::Offline),
+                (1, Trouble::UnderMinIsr),
+                (0, Trouble::UnderReplicated),
+            ],
+        };
+        let counts = Trouble::ALL.map(|trouble| overview.with(trouble).count());
+        assert_eq!(counts, [1, 2, 3]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use yuxi_protocol::{
         DescribeClusterRequest, DescribeClusterResponse,
         describe_cluster_response::DescribeClusterBroker,
     },
+    seal::SealHolder,
 };
 
 /// The request asks for brokers; the other kind, KRaft controllers, does not exist here.
@@ -38,7 +39,12 @@ pub(super) fn handle(
             })
         })
         .collect();
+    let holder = image.controller().map(|controller| SealHolder {
+        node: controller.node_id,
+        epoch: controller.epoch,
+    });
     message!(DescribeClusterResponse {
+        unknown_tagged_fields: holder.map(SealHolder::to_tags).unwrap_or_default(),
         cluster_id: image
             .cluster_id()
             .map_or_else(StrBytes::default, |id| StrBytes::from(&**id)),

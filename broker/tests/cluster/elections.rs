@@ -12,8 +12,15 @@ use yuxi_client::{
     Admin,
     admin::{ConfigOp, ConfigResource},
 };
-use yuxi_controller::keys::{LeaderRecovery, PartitionState};
-use yuxi_protocol::ids::{BrokerId, TopicPartition};
+use yuxi_controller::{
+    daemon::Daemon,
+    keys::{LeaderRecovery, PartitionState},
+    settings::ServerSettings,
+};
+use yuxi_protocol::{
+    ids::{BrokerId, TopicPartition},
+    seal::SealHolder,
+};
 
 fn ids(ids: &[i32]) -> Vec<BrokerId> {
     ids.iter().copied().map(BrokerId::new).collect()
@@ -148,4 +155,50 @@ async fn a_partition_moves_while_it_is_written_though_the_controller_changes() {
         same.then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_told_who_holds_the_seal_and_since_when() {
+    let mut cluster = Cluster::start(2, &[]).await;
+    let held = async |cluster: &Cluster, changed_from: Option<SealHolder>| {
+        wait_for("a controller", async || {
+            let told = Admin::new(cluster.connect().await).describe_cluster().await;
+            let told = told.expect("an answer");
+            if told.seal.is_some() && told.seal != changed_from {
+                return Some(told);
+            }
+            None
+        })
+        .await
+    };
+    let first = held(&cluster, None).await;
+    let seal = first.seal.expect("a controller");
+    let image = cluster.image().await;
+    let truth = image.controller().expect("a controller");
+    assert_eq!((seal.node, seal.epoch), (truth.node_id, truth.epoch));
+    assert_eq!(first.controller, Some(seal.node));
+
+    cluster.kill(seal.node.value()).await;
+    let next = held(&cluster, Some(seal)).await;
+    let next = next.seal.expect("a controller");
+    assert_ne!(next.node, seal.node);
+    assert!(next.epoch > seal.epoch);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_that_is_no_broker_is_told_as_what_it_is() {
+    let mut cluster = Cluster::start(0, &[("controller.candidate", "false")]).await;
+    let settings =
+        ServerSettings::from_properties("node.id=7\nlisteners=PLAINTEXT://127.0.0.1:0\n", &[]);
+    let daemon = Daemon::start_with_store(settings.expect("valid settings"), cluster.store.clone());
+    let _daemon = soon("a daemon", daemon).await.expect("a daemon");
+    cluster.start_broker(1).await;
+    let told = Admin::new(cluster.connect().await).describe_cluster().await;
+    let told = told.expect("an answer");
+    assert_eq!(told.seal.map(|seal| seal.node), Some(BrokerId::new(7)));
+    assert_eq!(
+        told.controller,
+        Some(BrokerId::new(1)),
+        "Kafka's field names a broker"
+    );
 }

@@ -9,6 +9,7 @@ pub mod frame;
 pub mod ids;
 pub mod partitioner;
 pub mod record;
+pub mod seal;
 pub mod topic_regex;
 
 pub use kafka_wire as messages;

@@ -28,6 +28,7 @@ use yuxi_protocol::messages::{
     DescribeClusterRequest, DescribeClusterResponse, DescribeLogDirsRequest,
     DescribeLogDirsResponse, UnregisterBrokerRequest, UnregisterBrokerResponse,
 };
+use yuxi_protocol::seal::SealHolder;
 
 use crate::cluster::Cluster;
 use crate::config::ClientConfig;
@@ -45,8 +46,11 @@ pub struct Admin {
 pub struct ClusterDescription {
     /// The cluster's id.
     pub id: String,
-    /// The controller, as far as brokers tell clients.
+    /// The controller, as far as brokers tell clients: where it is no broker, one that takes
+    /// what is meant for it.
     pub controller: Option<BrokerId>,
+    /// The controller itself, and its epoch; only brokers of Yuxi tell.
+    pub seal: Option<SealHolder>,
     /// The brokers that are alive.
     pub brokers: Vec<Broker>,
 }
@@ -92,6 +96,7 @@ impl Admin {
             return Ok(ClusterDescription {
                 id: metadata.cluster_id.clone().unwrap_or_default(),
                 controller: metadata.controller,
+                seal: None,
                 brokers: metadata.brokers.values().cloned().collect(),
             });
         }
@@ -115,6 +120,7 @@ impl Admin {
         Ok(ClusterDescription {
             id: answer.cluster_id.to_string(),
             controller: (answer.controller_id >= 0).then(|| BrokerId::new(answer.controller_id)),
+            seal: SealHolder::from_tags(&answer.unknown_tagged_fields),
             brokers,
         })
     }
