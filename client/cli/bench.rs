@@ -12,11 +12,12 @@ use yuxi_client::admin::NewTopic;
 use yuxi_client::producer::Queued;
 use yuxi_client::protocol::ids::TopicPartition;
 use yuxi_client::{
-    Admin, ClientConfig, Cluster, Consumer, Delivery, OffsetSpec, Producer, RecordRef, Start,
+    ClientConfig, Cluster, Consumer, Delivery, OffsetSpec, Producer, RecordRef, Start,
 };
 
 use crate::failure::{Failure, Outcome};
 use crate::output::{OutputFormat, Progress, line, print_json};
+use crate::topic::create_if_missing;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -50,6 +51,15 @@ pub(crate) struct Load {
     partitions: i32,
 }
 
+impl Load {
+    fn new_topic(&self) -> NewTopic {
+        NewTopic {
+            partitions: Some(self.partitions),
+            ..NewTopic::new(self.topic.as_str())
+        }
+    }
+}
+
 /// Of so many records one is timed.
 const SAMPLE_EVERY: u64 = 1000;
 /// Timed records whose acknowledgement is outstanding.
@@ -73,7 +83,7 @@ pub(crate) async fn run(
         config.set("linger.ms", "0")?;
     }
     let cluster = Cluster::connect(config).await?;
-    create_if_missing(&cluster, load).await?;
+    create_if_missing(&cluster, load.new_topic()).await?;
     let report = match &command {
         Command::Produce(load) => produce(cluster, load).await?,
         Command::Consume(load) => consume(cluster, load).await?,
@@ -83,20 +93,6 @@ pub(crate) async fn run(
         OutputFormat::Json => print_json(&report),
         OutputFormat::Table => line(&sentence(&report)),
     }
-}
-
-async fn create_if_missing(cluster: &Cluster, load: &Load) -> Outcome {
-    let topic = NewTopic {
-        partitions: Some(load.partitions),
-        ..NewTopic::new(load.topic.as_str())
-    };
-    for answer in Admin::new(cluster.clone())
-        .create_missing_topics(&[topic])
-        .await?
-    {
-        answer.result?;
-    }
-    Ok(())
 }
 
 async fn produce(cluster: Cluster, load: &Load) -> Outcome<Value> {

@@ -10,7 +10,7 @@ use yuxi_client::admin::{
 use yuxi_client::offsets::list_offsets;
 use yuxi_client::protocol::error_code::ErrorCode;
 use yuxi_client::protocol::ids::{BrokerId, TopicPartition};
-use yuxi_client::{Admin, ClientConfig, OffsetSpec};
+use yuxi_client::{Admin, ClientConfig, Cluster, OffsetSpec};
 
 use crate::config::pair;
 use crate::failure::{Failure, Outcome};
@@ -174,6 +174,17 @@ pub(crate) async fn run(config: ClientConfig, command: Command, format: OutputFo
             report(&answers, "deleted", forgiven, format)
         }
     }
+}
+
+/// For commands that write to a topic whether or not it was there before.
+pub(crate) async fn create_if_missing(cluster: &Cluster, topic: NewTopic) -> Outcome {
+    for answer in Admin::new(cluster.clone())
+        .create_missing_topics(&[topic])
+        .await?
+    {
+        answer.result?;
+    }
+    Ok(())
 }
 
 /// Prints what was done; fails with the first failure once all are printed.

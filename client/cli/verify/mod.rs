@@ -19,13 +19,13 @@ use yuxi_client::admin::NewTopic;
 use yuxi_client::offsets::list_offsets;
 use yuxi_client::protocol::ids::TopicPartition;
 use yuxi_client::{
-    Admin, ClientConfig, Cluster, Consumer, ConsumerRecord, Delivery, OffsetSpec, Producer, Record,
-    Start,
+    ClientConfig, Cluster, Consumer, ConsumerRecord, Delivery, OffsetSpec, Producer, Record, Start,
 };
 
 use crate::failure::{Failure, Outcome};
 use crate::interrupted;
 use crate::output::{OutputFormat, line, print_json};
+use crate::topic::create_if_missing;
 use journal::Journal;
 use ledger::{Ledger, Verdict};
 
@@ -70,6 +70,20 @@ pub(crate) struct Args {
     journal: Option<std::path::PathBuf>,
 }
 
+impl Args {
+    fn new_topic(&self) -> NewTopic {
+        let configs = self
+            .min_insync_replicas
+            .map(|count| ("min.insync.replicas".to_owned(), count.to_string()));
+        NewTopic {
+            partitions: Some(self.partitions),
+            replication_factor: self.replicas,
+            configs: configs.into_iter().collect(),
+            ..NewTopic::new(self.topic.as_str())
+        }
+    }
+}
+
 /// Records are sent in bursts this far apart.
 const TICK: Duration = Duration::from_millis(5);
 /// Deliveries of a partition that are waited for.
@@ -92,7 +106,7 @@ struct Run {
 pub(crate) async fn run(config: ClientConfig, args: Args, format: OutputFormat) -> Outcome {
     let idempotent = config.acknowledgement()?.1;
     let cluster = Cluster::connect(config).await?;
-    create_if_missing(&cluster, &args).await?;
+    create_if_missing(&cluster, args.new_topic()).await?;
     let topic = cluster.topic(&args.topic.as_str().into(), false).await?;
     let run = Arc::new(Run {
         id: format!("{:08x}", std::process::id() ^ subsecond_nanos()),
@@ -130,25 +144,6 @@ pub(crate) async fn run(config: ClientConfig, args: Args, format: OutputFormat) 
             "the topic does not hold what was acknowledged".to_owned(),
         ))
     }
-}
-
-async fn create_if_missing(cluster: &Cluster, args: &Args) -> Outcome {
-    let configs = args
-        .min_insync_replicas
-        .map(|count| ("min.insync.replicas".to_owned(), count.to_string()));
-    let topic = NewTopic {
-        partitions: Some(args.partitions),
-        replication_factor: args.replicas,
-        configs: configs.into_iter().collect(),
-        ..NewTopic::new(args.topic.as_str())
-    };
-    for answer in Admin::new(cluster.clone())
-        .create_missing_topics(&[topic])
-        .await?
-    {
-        answer.result?;
-    }
-    Ok(())
 }
 
 /// Sends until it is time to end, then waits for what is outstanding. The longest time

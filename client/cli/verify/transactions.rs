@@ -45,16 +45,17 @@ pub(super) async fn send(
         })
         .collect();
     // What is refused for good would be tried until the end, and nobody told.
-    if let Some(first) = workers.first() {
-        match first.connect().await {
-            Ok(producer) => producer.close(CLOSE_LIMIT).await,
+    let mut first = None;
+    if let Some(worker) = workers.first() {
+        match worker.connect().await {
+            Ok(producer) => first = Some(producer),
             Err(error) if error.is_retriable() => {}
             Err(error) => return Err(error.into()),
         }
     }
     let workers: Vec<_> = workers
         .into_iter()
-        .map(|worker| tokio::spawn(worker.work()))
+        .map(|worker| tokio::spawn(worker.work(first.take())))
         .collect();
     let limit = async {
         match args.seconds {
@@ -97,9 +98,14 @@ enum Plan {
 }
 
 impl Worker {
-    async fn work(mut self) -> Duration {
+    /// Writes with the producer that is given, if one is, and then with others.
+    async fn work(mut self, mut connected: Option<TransactionalProducer>) -> Duration {
         while !*self.stopping.borrow() {
-            match self.connect().await {
+            let producer = match connected.take() {
+                Some(producer) => Ok(producer),
+                None => self.connect().await,
+            };
+            match producer {
                 Ok(mut producer) => {
                     if let Err(error) = self.live(&mut producer).await {
                         tracing::warn!(producer = self.number, %error, "a producer is replaced");
