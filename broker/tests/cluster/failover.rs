@@ -1,18 +1,32 @@
 //! Groups and running loads while brokers come and go.
 
-use crate::support::{Cluster, load, produce, soon, wait_for};
+use crate::{
+    scripted::{Scripted, connect_to, topic_id},
+    support::{Cluster, load, produce, soon, wait_for},
+};
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
-use yuxi_client::Consumer;
-use yuxi_protocol::ids::BrokerId;
+use yuxi_client::{Admin, Connection, Consumer, admin::ElectionKind};
+use yuxi_protocol::{
+    error_code::ErrorCode,
+    ids::{BrokerId, TopicId, TopicPartition},
+    message,
+    messages::{
+        InitProducerIdRequest, OffsetCommitRequest,
+        offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
+    },
+};
 
 const OFFSETS: &str = "__consumer_offsets";
+const TRANSACTIONS: &str = "__transaction_state";
 const GROUP: &str = "g";
+const PAUSE: Duration = Duration::from_millis(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_goes_on_where_it_was_after_its_coordinator_is_killed() {
@@ -197,4 +211,92 @@ fn copy_directory(from: &std::path::Path, to: &std::path::Path) {
             std::fs::copy(entry.path(), target).expect("copied");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_loses_its_partition_says_nothing_that_may_be_lost_with_it() {
+    let cluster = Cluster::start(1, &[]).await;
+    let _silent = Scripted::register(&cluster, 9).await;
+    for topic in ["t", OFFSETS, TRANSACTIONS] {
+        cluster.create_topic(topic, &[1, 9], &[]).await;
+    }
+    let topic = topic_id(&cluster, "t").await;
+    let is_written = AtomicBool::new(false);
+    // One would wait for the other's answer on the same connection.
+    let (first, second) = (connect_to(&cluster, 0).await, connect_to(&cluster, 0).await);
+    let asked = async {
+        tokio::join!(
+            once(&is_written, async || begin_an_epoch(&first).await),
+            once(&is_written, async || commit_an_offset(&second, topic).await),
+        )
+    };
+    let mut asked = Box::pin(asked);
+    // Each is written here, and 9 never has it.
+    wait_for("what was asked for is written", async || {
+        let answered = tokio::time::timeout(PAUSE, &mut asked).await;
+        assert_eq!(answered.ok(), None, "half of the replicas lack it");
+        [OFFSETS, TRANSACTIONS]
+            .iter()
+            .all(|topic| !cluster.log_bytes(1, topic, 0).is_empty())
+            .then_some(())
+    })
+    .await;
+    is_written.store(true, Ordering::SeqCst);
+    let moved = [OFFSETS, TRANSACTIONS].map(|topic| TopicPartition::new(topic, 0));
+    let admin = Admin::new(cluster.connect().await);
+    let order = Some([9, 1].map(BrokerId::new).to_vec());
+    let orders: BTreeMap<_, _> = moved.iter().map(|id| (id.clone(), order.clone())).collect();
+    let altered = soon("an answer", admin.alter_reassignments(&orders, false)).await;
+    altered.expect("the other preferred");
+    let elected = soon(
+        "an answer",
+        admin.elect_leaders(ElectionKind::Preferred, Some(&moved)),
+    );
+    elected.await.expect("elected");
+    for topic in [OFFSETS, TRANSACTIONS] {
+        assert_eq!(cluster.leader(topic, 0).await, 9);
+    }
+    let told = soon("the answers", asked).await;
+    let lost = ErrorCode::NotCoordinator.code();
+    assert_eq!(told, (lost, lost), "9 knows of neither");
+}
+
+/// What is answered when it `is_written`; who had not begun to coordinate is asked again.
+async fn once(is_written: &AtomicBool, ask: impl AsyncFn() -> i16) -> i16 {
+    loop {
+        let code = ask().await;
+        if is_written.load(Ordering::SeqCst) {
+            return code;
+        }
+        assert_ne!(code, ErrorCode::None.code(), "half of the replicas lack it");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// What the coordinator of a transactional id answers to a new producer.
+async fn begin_an_epoch(coordinator: &Connection) -> i16 {
+    let request = message!(InitProducerIdRequest {
+        transactional_id: Some("app".into()),
+        transaction_timeout_ms: 60_000,
+        producer_id: -1,
+        producer_epoch: -1,
+    });
+    let answer = coordinator.call(|_| request).await;
+    answer.expect("an answer").error_code
+}
+
+/// What the coordinator of a group answers to somebody who is no member.
+async fn commit_an_offset(coordinator: &Connection, topic: TopicId) -> i16 {
+    let request = message!(OffsetCommitRequest {
+        group_id: GROUP.into(),
+        generation_id_or_member_epoch: -1,
+        topics: vec![message!(OffsetCommitRequestTopic {
+            topic_id: topic.into(),
+            partitions: vec![message!(OffsetCommitRequestPartition {
+                committed_offset: 1,
+            })],
+        })],
+    });
+    let answer = coordinator.call(|_| request).await.expect("an answer");
+    answer.topics[0].partitions[0].error_code
 }
