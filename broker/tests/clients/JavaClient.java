@@ -373,7 +373,9 @@ public class JavaClient {
             .add(record);
       }
     }
-    expect(seen[0] == count, "too many records: " + shown(got));
+    if (seen[0] != count) {
+      throw new AssertionError("too many records: " + shown(got));
+    }
     return got;
   }
 
@@ -383,8 +385,9 @@ public class JavaClient {
         (partition, records) -> {
           text.append(partition).append(':');
           for (ConsumerRecord<byte[], byte[]> record : records) {
-            String value = new String(record.value(), StandardCharsets.UTF_8);
-            text.append(' ').append(record.offset()).append('=').append(value);
+            byte[] value = record.value();
+            String shown = value == null ? "null" : new String(value, StandardCharsets.UTF_8);
+            text.append(' ').append(record.offset()).append('=').append(shown);
           }
           text.append('\n');
         });
