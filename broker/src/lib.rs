@@ -11,6 +11,7 @@ mod gathered;
 mod groups;
 mod handover;
 mod internal_topics;
+mod life;
 mod log_config;
 mod maintenance;
 mod metrics;
@@ -32,6 +33,7 @@ pub use api::fetch::bench;
 
 use crate::{
     gathered::Observer,
+    life::Life,
     maintenance::Maintenance,
     metrics::Metrics,
     net::listener,
@@ -56,7 +58,7 @@ use yuxi_controller::{
     settings::{HostPort, Listener, ServerSettings},
     store::{EmbeddedStore, EtcdOptions, EtcdStore, MetadataStore, StoreError},
 };
-use yuxi_log::{CleanShutdown, LastEpoch, LogDir, LogDirError, MetaProperties};
+use yuxi_log::{CleanShutdown, LogDir, LogDirError, MetaProperties};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, TopicId};
 
 /// A session of the embedded store lives and dies with this process, so it is only made
@@ -289,7 +291,7 @@ impl Broker {
                     error,
                 }
             })?;
-        let previous_epoch = replicas.last_epoch();
+        let life = Life::begin(settings.data_dir())?;
         let mut damaged = Ok(false);
         if kind == StoreKind::Shared {
             // Before the cluster counts on what is here.
@@ -301,26 +303,21 @@ impl Broker {
             .await
             .map_err(|error| StartError::Logs(error.to_string()))?;
         }
-        let epoch = controller
+        controller
             .register_broker(Registration {
-                incarnation: uuid::Uuid::new_v4().to_string(),
+                incarnation: life.incarnation().to_owned(),
                 damaged: damaged?,
                 candidate: is_candidate,
                 endpoints: vec![endpoint(&settings, address.port())],
                 rack: settings.broker_rack.clone(),
                 boot_id: boot_id(),
                 directories: vec![directory_id.to_string()],
-                previous_epoch,
+                former_incarnations: life.former().to_vec(),
                 clean_shutdown_epoch: shutdown.flatten().map(BrokerEpoch::new),
             })
             .await?;
         let image = controller.image();
-        replicas
-            .note_epoch(epoch)
-            .map_err(|error| StartError::File {
-                path: settings.data_dir().join(LastEpoch::FILE_NAME),
-                error,
-            })?;
+        life.was_let_in()?;
         replicas.remove_left_over()?;
         mark.remove().map_err(|error| StartError::File {
             path: settings.data_dir().join(CleanShutdown::FILE_NAME),

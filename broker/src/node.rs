@@ -185,7 +185,6 @@ impl Node {
         let node = Arc::clone(self);
         let before = Arc::clone(&old);
         let applied = tokio::task::spawn_blocking(move || {
-            node.note_epoch(&before, &new);
             let roles = node.replicas.apply(&before, &new, &settings);
             node.replication.follow(&node, roles);
             node.groups.follow(&node, &before, &new);
@@ -202,19 +201,6 @@ impl Node {
                 self.applied.send_replace(new);
             }
             Err(error) => self.fail(format!("following the cluster's state failed: {error}")),
-        }
-    }
-
-    /// The log directory says in which epoch it is used before it takes anything in then.
-    fn note_epoch(&self, old: &ClusterImage, new: &ClusterImage) {
-        let epoch = |image: &ClusterImage| Some(image.registration(self.broker_id)?.epoch);
-        let Some(registered) = epoch(new).filter(|&registered| epoch(old) != Some(registered))
-        else {
-            return;
-        };
-        if let Err(error) = self.replicas.note_epoch(registered) {
-            // The next start is taken for one with older data, which costs a catching up.
-            tracing::warn!(%error, "the broker epoch was not written to the log directory");
         }
     }
 

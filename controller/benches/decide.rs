@@ -90,7 +90,7 @@ fn snapshot(partitions: usize, brokers: usize) -> Snapshot {
             rack: None,
             boot_id: "boot".to_owned(),
             directories: vec!["disk".to_owned()],
-            previous_epoch: None,
+            former_incarnations: Vec::new(),
             clean_shutdown_epoch: None,
             candidate: true,
             damaged: false,

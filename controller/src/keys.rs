@@ -244,10 +244,10 @@ pub struct BrokerValue {
     /// The ids of its data directories; a wiped disk comes back under another (I7).
     #[serde(default)]
     pub directories: Vec<String>,
-    /// The broker epoch in which its data directory was used last. One that is not the last
-    /// there was tells of a disk that was put back from a copy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub previous_epoch: Option<BrokerEpoch>,
+    /// The incarnations that may have been the last to use its data directory. If the last
+    /// that was let in is not among them, the disk was put back from a copy.
+    #[serde(default)]
+    pub former_incarnations: Vec<String>,
     /// The broker epoch that the last incarnation left in its clean-shutdown file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clean_shutdown_epoch: Option<BrokerEpoch>,

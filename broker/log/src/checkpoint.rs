@@ -175,19 +175,20 @@ fn broker_epoch(text: &str) -> Option<i64> {
     rest[..end].parse().ok()
 }
 
-/// The file that says in which broker epoch a log directory was used last. A directory
-/// that was put back from a copy says an earlier one, and is then known to be older than
-/// what this broker has acknowledged (I8).
+/// The file that names the incarnations of a broker that may have been the last to use a log
+/// directory, in the order in which they began. Each is named before the cluster counts on
+/// it, so a directory that does not name the last one that the cluster let in was put back
+/// from a copy, and is older than what that one acknowledged (I8).
 ///
-/// It is only ours: a line of the epoch and the CRC-32 of its digits.
+/// It is only ours: a line of the incarnations, and the CRC-32 of what stands before it.
 #[derive(Clone, Debug)]
-pub struct LastEpoch {
+pub struct Incarnations {
     path: PathBuf,
 }
 
-impl LastEpoch {
+impl Incarnations {
     /// The file's name.
-    pub const FILE_NAME: &'static str = "broker-epoch";
+    pub const FILE_NAME: &'static str = "incarnations";
 
     /// The file in `log_dir`, which need not exist.
     pub fn new(log_dir: &Path) -> Self {
@@ -196,30 +197,28 @@ impl LastEpoch {
         }
     }
 
-    /// Writes the file, durably. Before anything is written to a log in this epoch.
-    pub fn write(&self, broker_epoch: i64) -> io::Result<()> {
-        let epoch = broker_epoch.to_string();
-        let line = format!("{epoch} {:08x}\n", crc32fast::hash(epoch.as_bytes()));
+    /// Replaces the file, durably. An incarnation is a word without spaces.
+    pub fn write(&self, incarnations: &[String]) -> io::Result<()> {
+        let names = incarnations.join(" ");
+        let line = format!("{names} {:08x}\n", crc32fast::hash(names.as_bytes()));
         file_io::replace(&self.path, line.as_bytes(), true)
     }
 
-    /// What the file says, `None` without it. A damaged one is an error of kind
+    /// Who the file names, nobody without it. A damaged one is an error of kind
     /// [`io::ErrorKind::InvalidData`].
-    pub fn read(&self) -> io::Result<Option<i64>> {
+    pub fn read(&self) -> io::Result<Vec<String>> {
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let parsed = text.trim_end().split_once(' ').and_then(|(epoch, crc)| {
+        let line = text.trim_end();
+        let names = line.rsplit_once(' ').and_then(|(names, crc)| {
             let crc = u32::from_str_radix(crc, 16).ok()?;
-            (crc == crc32fast::hash(epoch.as_bytes()))
-                .then(|| epoch.parse().ok())
-                .flatten()
+            (crc == crc32fast::hash(names.as_bytes())).then_some(names)
         });
-        parsed
-            .map(Some)
-            .ok_or_else(|| malformed(&self.path, text.trim_end()))
+        let names = names.ok_or_else(|| malformed(&self.path, line))?;
+        Ok(names.split(' ').map(str::to_owned).collect())
     }
 }
 
@@ -317,16 +316,23 @@ mod tests {
     }
 
     #[test]
-    fn the_last_broker_epoch_is_kept_with_a_checksum() {
+    fn the_incarnations_are_kept_with_a_checksum() {
         let dir = tempfile::tempdir().unwrap();
-        let file = LastEpoch::new(dir.path());
-        assert_eq!(file.read().unwrap(), None);
-        file.write(7).unwrap();
-        file.write(42).unwrap();
-        assert_eq!(file.read().unwrap(), Some(42));
-        let path = dir.path().join(LastEpoch::FILE_NAME);
+        let file = Incarnations::new(dir.path());
+        assert!(file.read().unwrap().is_empty());
+        file.write(&["first".to_owned()]).unwrap();
+        let both = ["first".to_owned(), "second".to_owned()];
+        file.write(&both).unwrap();
+        assert_eq!(file.read().unwrap(), both);
+        let path = dir.path().join(Incarnations::FILE_NAME);
         let line = fs::read_to_string(&path).unwrap();
-        for damaged in [line.replacen("42", "43", 1), String::new(), "42".to_owned()] {
+        let shorter = line.replacen("first ", "", 1);
+        for damaged in [
+            line.replacen("second", "secund", 1),
+            shorter,
+            String::new(),
+            "first".to_owned(),
+        ] {
             fs::write(&path, &damaged).unwrap();
             let error = file.read().unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{damaged:?}");

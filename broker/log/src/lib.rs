@@ -38,7 +38,8 @@ mod txn_index;
 mod tests;
 
 pub use checkpoint::{
-    CleanShutdown, LastEpoch, OffsetCheckpoint, read_partition_metadata, write_partition_metadata,
+    CleanShutdown, Incarnations, OffsetCheckpoint, read_partition_metadata,
+    write_partition_metadata,
 };
 pub use compaction::{
     CleanedSegment, Cleaning, Compaction, CompactionError, CompactionStats, CompactionTicket,

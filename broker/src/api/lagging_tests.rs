@@ -81,7 +81,7 @@ impl Lagging {
             rack: None,
             boot_id: String::new(),
             directories: Vec::new(),
-            previous_epoch: None,
+            former_incarnations: Vec::new(),
             clean_shutdown_epoch: None,
             candidate: true,
             damaged: false,

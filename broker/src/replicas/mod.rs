@@ -36,9 +36,7 @@ use yuxi_controller::{
     keys::{ConfigScope, PartitionState},
     settings::{ServerSettings, TopicSettings},
 };
-use yuxi_log::{
-    CleanShutdown, LastEpoch, LogDir, LogDirError, LogError, OffsetCheckpoint, StoredPartition,
-};
+use yuxi_log::{CleanShutdown, LogDir, LogDirError, LogError, OffsetCheckpoint, StoredPartition};
 use yuxi_protocol::ids::{
     BrokerEpoch, BrokerId, LeaderEpoch, PartitionId, TopicId, TopicPartition,
 };
@@ -408,22 +406,6 @@ impl Replicas {
     /// Makes everything in the log directory durable at once.
     pub(crate) fn sync(&self) -> Result<(), LogDirError> {
         self.directory.sync()
-    }
-
-    /// The broker epoch in which the log directory was used last, as far as it says.
-    pub(crate) fn last_epoch(&self) -> Option<BrokerEpoch> {
-        match LastEpoch::new(self.directory.path()).read() {
-            Ok(epoch) => epoch.map(BrokerEpoch::new),
-            Err(error) => {
-                tracing::warn!(%error, "the last broker epoch is not known: the replicas here start behind");
-                None
-            }
-        }
-    }
-
-    /// Notes that the log directory is used in broker epoch `epoch` from now on.
-    pub(crate) fn note_epoch(&self, epoch: BrokerEpoch) -> std::io::Result<()> {
-        LastEpoch::new(self.directory.path()).write(epoch.value())
     }
 
     /// Leaves the mark that every log was closed, in broker epoch `epoch`.

@@ -14,8 +14,9 @@ use yuxi_client::{
 };
 use yuxi_controller::{
     daemon::Daemon,
-    keys::{LeaderRecovery, PartitionState},
+    keys::{Key, LeaderRecovery, PartitionState},
     settings::ServerSettings,
+    store::{Commit, MetadataStore as _, Operation, Transaction},
 };
 use yuxi_protocol::{
     ids::{BrokerId, TopicPartition},
@@ -201,4 +202,41 @@ async fn a_controller_that_is_no_broker_is_told_as_what_it_is() {
         Some(BrokerId::new(1)),
         "Kafka's field names a broker"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_dies_as_soon_as_it_is_let_in_again_is_still_eligible() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    cluster.create_topic("t", &[1, 2], &[]).await;
+    let producer = cluster.producer().await;
+    produce(&producer, "t", "both").await.expect("acknowledged");
+    let registered = cluster.image().await;
+    let registered = registered.registration(BrokerId::new(2)).expect("it runs");
+    let fenced = cluster.store.commit(Transaction {
+        guards: Vec::new(),
+        operations: vec![Operation::Delete {
+            key: Key::Broker(registered.id).to_string(),
+        }],
+    });
+    assert!(matches!(
+        soon("a fencing", fenced).await,
+        Ok(Commit::Applied(_))
+    ));
+    wait_for("another registration", async || {
+        let image = cluster.image().await;
+        let broker = image.registration(registered.id)?;
+        (broker.epoch != registered.epoch && image.is_admitted(broker)).then_some(())
+    })
+    .await;
+    cluster.kill(2).await;
+    let alone = |state: &PartitionState| state.isr == ids(&[1]) && state.elr == ids(&[2]);
+    cluster.until("t", 0, "an eligible replica", alone).await;
+    cluster.kill(1).await;
+    cluster.until("t", 0, "no leader", leads(-1)).await;
+    cluster.start_broker(2).await;
+    cluster.until("t", 0, "the eligible leader", leads(2)).await;
+    cluster.start_broker(1).await;
+    let full = |state: &PartitionState| state.isr.len() == 2;
+    cluster.until("t", 0, "a full ISR", full).await;
+    assert_eq!(texts(&cluster).await, ["both"]);
 }

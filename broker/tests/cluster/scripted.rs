@@ -57,7 +57,7 @@ impl Scripted {
             rack: None,
             boot_id: String::new(),
             directories: Vec::new(),
-            previous_epoch: None,
+            former_incarnations: Vec::new(),
             clean_shutdown_epoch: None,
             candidate: false,
             damaged: false,

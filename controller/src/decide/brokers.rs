@@ -248,11 +248,11 @@ fn loss(image: &ClusterImage, broker: &BrokerImage) -> Loss {
         .all(|directory| registration.directories.contains(directory));
     let clean = registration.clean_shutdown_epoch == Some(last.broker_epoch);
     let same_boot = !last.boot_id.is_empty() && registration.boot_id == last.boot_id;
-    let previous = registration.previous_epoch;
-    let put_back = previous.is_some_and(|epoch| epoch != last.broker_epoch);
+    let former = &registration.former_incarnations;
+    let put_back = !former.is_empty() && !former.contains(&last.incarnation);
     if registration.damaged || !same_disks || put_back {
         Loss::Data
-    } else if clean || (same_boot && previous.is_some()) {
+    } else if clean || (same_boot && !former.is_empty()) {
         Loss::Nothing
     } else {
         Loss::Tail

@@ -149,7 +149,7 @@ fn what_a_returning_broker_may_keep_depends_on_how_it_stopped() {
     let stale = BrokerEpoch::new(0);
     // The directory is as an earlier life left it, with or without a mark of its clean stop.
     let put_back = BrokerValue {
-        previous_epoch: Some(stale),
+        former_incarnations: vec!["life 1".to_owned()],
         ..registration()
     };
     let put_back_clean = BrokerValue {
@@ -162,11 +162,20 @@ fn what_a_returning_broker_may_keep_depends_on_how_it_stopped() {
         boot_id: String::new(),
         ..registration()
     };
-    let unknown_epoch = BrokerValue {
+    // The last life never learned that it was let in, or was and another came and went.
+    let never_learned = BrokerValue {
+        former_incarnations: vec!["life 1".to_owned(), "life 2".to_owned()],
+        ..registration()
+    };
+    let never_let_in = BrokerValue {
+        former_incarnations: vec!["life 2".to_owned(), "life 3".to_owned()],
+        ..registration()
+    };
+    let unknown_life = BrokerValue {
         incarnation: "another".to_owned(),
         ..registration()
     };
-    let cases: [(&str, Returning<'_>, bool); 11] = [
+    let cases: [(&str, Returning<'_>, bool); 13] = [
         ("killed, same boot", &|_| registration(), true),
         ("stopped cleanly, rebooted", &clean, true),
         ("power failure", &|_| of_another_boot(), false),
@@ -176,18 +185,21 @@ fn what_a_returning_broker_may_keep_depends_on_how_it_stopped() {
         ("no boot id", &|_| unknown_boot.clone(), false),
         ("an old copy", &|_| put_back.clone(), false),
         ("an old clean copy", &|_| put_back_clean.clone(), false),
-        ("the epoch is not known", &|_| unknown_epoch.clone(), false),
+        ("it never learned of it", &|_| never_learned.clone(), true),
+        ("the next never came in", &|_| never_let_in.clone(), true),
+        ("no life is known", &|_| unknown_life.clone(), false),
         ("the same life", &same_life, true),
     ];
     for (case, returning, keeps) in cases {
         let mut cluster = cluster(2, &[&[1, 2]], "2");
-        let first = cluster.epoch(2);
+        let first = cluster.image.admission(id(2)).expect("it was let in");
+        let former_incarnations = vec![first.value.incarnation.clone()];
         cluster.unregister(2);
         cluster.register(
             2,
             &BrokerValue {
                 incarnation: "life 2".to_owned(),
-                previous_epoch: Some(first),
+                former_incarnations,
                 ..registration()
             },
         );

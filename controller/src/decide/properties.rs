@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use yuxi_protocol::ids::{BrokerEpoch, BrokerId, PartitionId};
+use yuxi_protocol::ids::{BrokerId, PartitionId};
 
 use super::{
     brokers,
@@ -200,7 +200,7 @@ impl Model {
                 ..same
             },
             Return::PutBack => BrokerValue {
-                previous_epoch: Some(BrokerEpoch::new(0)),
+                former_incarnations: vec!["an earlier life".to_owned()],
                 ..same
             },
         };

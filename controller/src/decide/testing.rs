@@ -63,9 +63,11 @@ impl Cluster {
         if value.incarnation.is_empty() {
             value.incarnation = format!("life {}", self.image.revision());
             let last = self.image.admission(id(broker));
-            value.previous_epoch = value
-                .previous_epoch
-                .or_else(|| Some(last?.value.broker_epoch));
+            if value.former_incarnations.is_empty() {
+                value
+                    .former_incarnations
+                    .extend(last.map(|last| last.value.incarnation.clone()));
+            }
         }
         self.put(&Key::Broker(id(broker)), print_value(&value));
         BrokerEpoch::new(self.image.revision().value())
@@ -226,7 +228,7 @@ pub(crate) fn registration() -> BrokerValue {
         rack: None,
         boot_id: "boot".to_owned(),
         directories: vec!["disk".to_owned()],
-        previous_epoch: None,
+        former_incarnations: Vec::new(),
         clean_shutdown_epoch: None,
         candidate: true,
         damaged: false,
