@@ -408,9 +408,8 @@ public class JavaClient {
           zombie.send(new ProducerRecord<>(name, partition, null, bytes("" + i)));
         }
         if (i % 3 == 0) {
-          // Twice an aborted record stood unmarked before the next transaction's. By its source
-          // this client may leave records in its buffer when an abort overtakes their first
-          // request; that it did so then was not shown.
+          // Without it this client at times keeps the record, when its abort overtakes the first
+          // request for it, and writes it with the next transaction: docs/BUGS.md.
           zombie.flush();
           zombie.abortTransaction();
         } else {
