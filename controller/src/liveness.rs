@@ -574,21 +574,21 @@ impl Watching {
                     };
                     if answered {
                         pause = FIRST_PAUSE;
-                    } else {
-                        // It accepts, and closes or says nothing: perhaps a process that is
-                        // being ended, whose connections the system closes before its port.
-                        sleep(pause).await;
-                        pause = (pause * 2).min(self.timing.interval);
+                        continue;
                     }
                 }
-                Ok(Err(error)) => {
-                    if error.kind() == std::io::ErrorKind::ConnectionRefused {
-                        self.refused();
-                    }
+                Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                    self.refused();
                     sleep(self.timing.interval).await;
+                    continue;
                 }
-                Err(_) => {}
+                Ok(Err(_)) => {}
+                Err(_) => continue,
             }
+            // It accepts, and closes or says nothing, or resets the connection: perhaps a process
+            // that is being ended, whose connections the system closes before its port.
+            sleep(pause).await;
+            pause = (pause * 2).min(self.timing.interval);
         }
     }
 

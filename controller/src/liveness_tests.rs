@@ -299,3 +299,31 @@ async fn a_probe_hears_an_answer_and_notices_at_once_when_the_port_is_closed() {
         .unwrap();
     assert!(probe.seen().refused);
 }
+
+/// A connection that is made in that moment is neither accepted nor refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_is_closed_while_a_probe_connects_is_noticed() {
+    let timing = Timing {
+        interval: Duration::from_hours(1),
+        timeout: Duration::from_hours(1),
+    };
+    for round in 0..1000 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address {
+            host: "127.0.0.1".to_owned(),
+            port: listener.local_addr().unwrap().port(),
+        };
+        let found = Arc::new(Notify::new());
+        let _probe = Probe::start(address, timing, Instant::now(), Arc::clone(&found));
+        let (mut stream, _) = listener.accept().await.unwrap();
+        hear(&mut stream, true).await;
+        drop(stream);
+        // It begins to connect about now.
+        let closed = std::time::Instant::now() + Duration::from_micros(round % 100);
+        while std::time::Instant::now() < closed {}
+        drop(listener);
+        timeout(Duration::from_secs(10), found.notified())
+            .await
+            .unwrap();
+    }
+}
