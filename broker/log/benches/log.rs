@@ -1,6 +1,6 @@
 //! What the log costs: an append beside a bare `pwrite` of the same bytes, and with a
-//! producer's sequences and transactions, a look-up, a recovery scan, and a start with many
-//! logs. `cargo bench -p yuxi-log`.
+//! producer's sequences and transactions, a truncation, a look-up, a recovery scan, and a
+//! start with many logs. `cargo bench -p yuxi-log`.
 //!
 //! The directory is `YUXI_BENCH_DIR` or the system's temporary one. The data fits into
 //! the page cache, so this measures the program and not the disk.
@@ -166,6 +166,32 @@ fn append_of_producers(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What a follower does for each partition whose new leader lacks its last batch.
+fn truncate(criterion: &mut Criterion) {
+    const BATCHES: i32 = 20_000;
+    let dir = directory();
+    let mut log = open(&dir.path().join("t-0"), opening(Offset::ZERO, true));
+    let batch = |sequence| {
+        let id = ProducerId::new(7);
+        let mut builder = RecordBatchBuilder::new().producer(id, ProducerEpoch::new(0), sequence);
+        builder.append(NOW, None, Some(&[b'v'; 100]), &[]).unwrap();
+        builder.build().unwrap()
+    };
+    for sequence in 0..BATCHES {
+        append_checked(&mut log, &batch(sequence));
+    }
+    let last = batch(BATCHES);
+    let mut group = criterion.benchmark_group("truncation");
+    group.sample_size(10);
+    group.bench_function("of the last of 20,000 batches of a producer", |bencher| {
+        bencher.iter(|| {
+            append_checked(&mut log, &last);
+            log.truncate_to(Offset::new(BATCHES.into()), NOW).unwrap();
+        });
+    });
+    group.finish();
+}
+
 /// A log of one full segment, closed.
 fn full_segment(dir: &Path) -> Log {
     let batch = batch_of_16_kib();
@@ -251,6 +277,7 @@ criterion_group!(
     benches,
     append,
     append_of_producers,
+    truncate,
     read_and_recover,
     start
 );

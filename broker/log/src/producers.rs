@@ -3,11 +3,12 @@
 //! transaction.
 //!
 //! Owned by the log. Invariants (I12): the state is what appending the log's batches up
-//! to the log's end makes of the newest snapshot; a batch that was refused
+//! to the log's end makes of the newest snapshot, but that after a truncation fewer than
+//! five batches of a producer may be known; a batch that was refused
 //! or not written leaves no trace, because checks work on a copy that
 //! [`Producers::commit`] puts in place after the write.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::ControlFlow};
 
 use yuxi_protocol::{
     ids::{Offset, ProducerEpoch, ProducerId},
@@ -18,7 +19,7 @@ use yuxi_protocol::{
 };
 
 use crate::{
-    error::AppendError, log::AppendOrigin, transactions::Transactions,
+    error::AppendError, log::AppendOrigin, segment::Segment, transactions::Transactions,
     txn_index::AbortedTransaction,
 };
 
@@ -111,6 +112,14 @@ impl ProducerEntry {
         }
     }
 
+    /// Forgets its newest batches, but not all of them.
+    fn pop(&mut self, count: u8) {
+        self.batch_count -= count;
+        if let Some(last) = self.batches().last() {
+            self.last_timestamp = last.timestamp;
+        }
+    }
+
     fn find(&self, header: &BatchHeader) -> Option<ProducerBatch> {
         let batches = (self.epoch == header.producer_epoch).then(|| self.batches())?;
         let same = |batch: &&ProducerBatch| {
@@ -154,6 +163,35 @@ enum Change {
         marker: Offset,
         commit: bool,
     },
+}
+
+/// How many batches each producer wrote at the end of a log, where there are no markers.
+#[derive(Debug, Default)]
+pub(crate) struct Written(HashMap<ProducerId, u8>);
+
+impl Written {
+    /// In the batches of a segment from `position` on. `None` if there are markers, or more
+    /// than is remembered of a producer.
+    pub(crate) fn from(segment: &Segment, position: u64) -> Option<Self> {
+        let mut written = Self::default();
+        let walked = segment.walk(position, |batch| {
+            if written.add(&batch.header) {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+        matches!(walked, Ok(None)).then_some(written)
+    }
+
+    fn add(&mut self, header: &BatchHeader) -> bool {
+        if !header.has_producer_id() {
+            return true;
+        }
+        let count = self.0.entry(header.producer_id).or_default();
+        *count += 1;
+        !header.is_control() && usize::from(*count) < RECENT_BATCHES
+    }
 }
 
 impl Producers {
@@ -214,6 +252,38 @@ impl Producers {
             return None;
         }
         self.entries.get(&header.producer_id)?.find(header)
+    }
+
+    /// Takes back what was written at the end of the log, which is at `end` now. `false`, and
+    /// nothing is taken back, where more must be known than is remembered. Of the last five
+    /// batches of a producer so many fewer are known then: those before them are not sent
+    /// again by one that has no more than five in flight.
+    pub(crate) fn take_back(&mut self, written: &Written, end: Offset) -> bool {
+        let is_enough = |(id, &count): (&ProducerId, &u8)| {
+            let Some(entry) = self.entries.get(id) else {
+                return false;
+            };
+            // A transaction that began there is none now. With a marker and no transaction
+            // the time of that marker is wanted, which may have come after what is left.
+            let stays = match entry.transaction_first_offset {
+                Some(first) => first < end,
+                None => entry.coordinator_epoch < 0,
+            };
+            let (kept, cut) = entry
+                .batches()
+                .split_at(entry.batches().len().saturating_sub(usize::from(count)));
+            let is_kept = |batch: &ProducerBatch| batch.last_offset < end;
+            stays && kept.last().is_some_and(is_kept) && !cut.iter().any(is_kept)
+        };
+        if !written.0.iter().all(is_enough) {
+            return false;
+        }
+        for (id, &count) in &written.0 {
+            if let Some(entry) = self.entries.get_mut(id) {
+                entry.pop(count);
+            }
+        }
+        true
     }
 
     /// Checks a batch that would be stored at `base_offset`, after those that are in

@@ -9,7 +9,7 @@ use crate::{
     error::{LogError, ReadError},
     loading::Loading,
     log::Log,
-    producers::Producers,
+    producers::{Producers, Written},
     segment::Segment,
 };
 
@@ -33,6 +33,7 @@ impl Log {
         }
         self.unsynced.truncated();
         self.compaction.truncated(offset);
+        let is_short = self.active().base_offset() <= offset;
         while self.active().base_offset() > offset {
             // From the end, so that a crash leaves no hole.
             self.remove_files(self.segments.len() - 1, now_ms)?;
@@ -42,11 +43,17 @@ impl Log {
         let config = self.config.clone();
         let active = self.active_mut();
         active.set_capacity(&config);
+        let mut written = None;
         let (cut_at, end) = match active.find(offset) {
-            Ok(Some(batch)) => (
-                offset.min(batch.header.base_offset),
-                active.truncate(batch.position, offset),
-            ),
+            Ok(Some(batch)) => {
+                written = is_short
+                    .then(|| Written::from(active, batch.position))
+                    .flatten();
+                (
+                    offset.min(batch.header.base_offset),
+                    active.truncate(batch.position, offset),
+                )
+            }
             // Compaction has left nothing there.
             Ok(None) => (offset, active.load_tail()),
             Err(error) => (offset, Err(error)),
@@ -63,7 +70,9 @@ impl Log {
         self.end_at(end);
         self.epochs.truncate_end(end);
         self.snapshots.remove(|taken_at| taken_at > end);
-        self.reload_producers(now_ms)?;
+        if !written.is_some_and(|written| self.producers.take_back(&written, end)) {
+            self.reload_producers(now_ms)?;
+        }
         if last_batch_end < end {
             // No batch says so: the name of a segment does.
             self.roll(now_ms)?;
@@ -124,6 +133,18 @@ impl Log {
         if self.producers.is_empty() {
             return Ok(());
         }
+        let mut loaded = self.read_producers(now_ms)?;
+        let before = std::mem::take(self.producers.transactions_mut());
+        loaded
+            .transactions_mut()
+            .restore_decided(before, self.log_end_offset);
+        self.producers = loaded;
+        Ok(())
+    }
+
+    /// What the log's batches make of the newest snapshot. That takes as long as reading all
+    /// that came after it.
+    pub(crate) fn read_producers(&mut self, now_ms: i64) -> Result<Producers, LogError> {
         let loading = Loading {
             log_start_offset: self.log_start_offset,
             log_end_offset: self.log_end_offset,
@@ -131,12 +152,6 @@ impl Log {
             expiration_ms: self.config.producer_id_expiration_ms,
         };
         let loaded = loading.run(&mut self.snapshots, &mut self.segments, &[]);
-        let mut loaded = loaded.map_err(|error| self.read_error(error))?;
-        let before = std::mem::take(self.producers.transactions_mut());
-        loaded
-            .transactions_mut()
-            .restore_decided(before, self.log_end_offset);
-        self.producers = loaded;
-        Ok(())
+        loaded.map_err(|error| self.read_error(error))
     }
 }

@@ -10,7 +10,10 @@ use yuxi_protocol::{
 };
 
 use super::{model::Random, support::*};
-use crate::{AbortedTransaction, AppendError, AppendInfo, AppendOrigin, Log, LogConfig};
+use crate::{
+    AbortedTransaction, AppendError, AppendInfo, AppendOrigin, Log, LogConfig,
+    producers::ProducerEntry,
+};
 
 pub(super) fn transactional(producer: i64, producer_epoch: i16, count: usize) -> Bytes {
     let builder = RecordBatchBuilder::new()
@@ -392,7 +395,17 @@ impl World {
         let producer_epoch = *self.epochs.entry(producer).or_insert(0);
         let count = self.random.between(1, 4);
         let (bytes, kind, count) = match self.random.below(10) {
-            0..3 => (batch(&vec![NOW; count as usize], 30), Kind::Plain, count),
+            0 => (batch(&vec![NOW; count as usize], 30), Kind::Plain, count),
+            1..3 => {
+                let base = self.end();
+                let builder = RecordBatchBuilder::new().producer(
+                    ProducerId::new(10 + producer),
+                    ProducerEpoch::new(0),
+                    base as i32,
+                );
+                let timestamps = vec![NOW + base; count as usize];
+                (fill(builder, &timestamps, 30), Kind::Plain, count)
+            }
             3..7 => {
                 let bytes = transactional(producer, producer_epoch, count as usize);
                 (bytes, Kind::Data(producer), count)
@@ -488,6 +501,7 @@ impl World {
                 let to = self.random.between(self.high_watermark, self.end());
                 self.log().truncate_to(offset(to), NOW).unwrap();
                 self.cut_to(to);
+                assert_producers_as_read(self.log());
             }
             89..92 => {
                 let flush = self.log().flush_plan().unwrap();
@@ -597,5 +611,68 @@ fn stable_offsets_and_aborted_transactions_are_what_a_scan_of_the_log_says() {
         for _ in 0..400 {
             world.step();
         }
+    }
+}
+
+#[test]
+fn a_marker_before_what_is_cut_off_counts_on() {
+    let fixture = Fixture::new();
+    let mut log = fixture.open(LogConfig::default());
+    let id = ProducerId::new(1);
+    let written = |sequence, timestamp| {
+        let builder = RecordBatchBuilder::new().producer(id, ProducerEpoch::new(0), sequence);
+        fill(builder, &[timestamp], 10)
+    };
+    begin(&mut log, 1);
+    let marker = EndMarker {
+        commit: true,
+        coordinator_epoch: 1,
+    };
+    write(&mut log, &marker.build(id, ProducerEpoch::new(0), NOW + 1)).unwrap();
+    for (sequence, timestamp) in [(1, NOW - 2), (2, NOW - 1)] {
+        write(&mut log, &written(sequence, timestamp)).unwrap();
+    }
+    for to in [3, 2] {
+        log.truncate_to(offset(to), NOW).unwrap();
+        assert_producers_as_read(&mut log);
+    }
+}
+
+#[test]
+fn any_number_of_a_producers_batches_can_be_cut_off() {
+    let fixture = Fixture::new();
+    let mut log = fixture.open(LogConfig::default());
+    for sequence in 0..300 {
+        append(&mut log, &produced(7, 0, sequence, 1));
+    }
+    for to in [299, 294, 10, 0] {
+        log.truncate_to(offset(to), NOW).unwrap();
+        assert_producers_as_read(&mut log);
+    }
+}
+
+/// But that fewer of a producer's last batches may be known.
+fn assert_producers_as_read(log: &mut Log) {
+    let read = log.read_producers(NOW).unwrap();
+    let known = log.producers.entries();
+    assert_eq!(known.len(), read.entries().len());
+    for (id, read) in read.entries() {
+        let known = &known[id];
+        let all_but_batches = |entry: &ProducerEntry| {
+            let first = entry.transaction_first_offset;
+            (
+                entry.epoch,
+                entry.coordinator_epoch,
+                entry.last_timestamp,
+                first,
+            )
+        };
+        assert_eq!(all_but_batches(known), all_but_batches(read), "{id}");
+        assert!(read.batches().ends_with(known.batches()), "{id}");
+        assert_eq!(
+            known.batches().is_empty(),
+            read.batches().is_empty(),
+            "{id}"
+        );
     }
 }
