@@ -10,7 +10,7 @@
 use bytes::Bytes;
 use tokio::{sync::oneshot, time::Instant};
 use yuxi_protocol::{
-    codec::{TaggedField, TaggedFields},
+    codec::TaggedFields,
     error_code::ErrorCode,
     ids::{BrokerEpoch, BrokerId, LeaderEpoch, PartitionId, ProducerId, TopicId},
     message,
@@ -19,6 +19,7 @@ use yuxi_protocol::{
         AlterPartitionResponse, EnvelopeRequest, EnvelopeResponse, alter_partition_request,
         alter_partition_response,
     },
+    tags,
 };
 
 use crate::{
@@ -36,9 +37,6 @@ use crate::{
 
 /// The version in which this process sends AlterPartition: members with their epochs.
 pub(crate) const ALTER_PARTITION_VERSION: i16 = 3;
-
-const INCARNATION_TAG: u32 = 10_000;
-const REVISION_TAG: u32 = 10_001;
 
 /// Stands for an epoch that the leader does not know (KIP-903).
 const UNKNOWN_EPOCH: i64 = -1;
@@ -272,8 +270,9 @@ pub(crate) fn no_error(code: i16) -> Result<(), ControllerError> {
 }
 
 /// The revision from which an answer is visible; [`Revision::ZERO`] if it does not say.
-pub(crate) fn visible_from(tags: &TaggedFields) -> Revision {
-    let number = tag(tags, REVISION_TAG).and_then(|data| <[u8; 8]>::try_from(&data[..]).ok());
+pub(crate) fn visible_from(fields: &TaggedFields) -> Revision {
+    let number =
+        tags::find(fields, tags::REVISION).and_then(|data| <[u8; 8]>::try_from(&data[..]).ok());
     Revision::new(number.map_or(0, i64::from_be_bytes))
 }
 
@@ -359,34 +358,23 @@ fn isr_response(
     })
 }
 
-fn sender(broker: i32, broker_epoch: i64, tags: &TaggedFields) -> Option<Sender> {
+fn sender(broker: i32, broker_epoch: i64, fields: &TaggedFields) -> Option<Sender> {
     Some(Sender {
         broker: BrokerId::new(broker),
         broker_epoch: BrokerEpoch::new(broker_epoch),
-        incarnation: std::str::from_utf8(tag(tags, INCARNATION_TAG)?)
+        incarnation: std::str::from_utf8(tags::find(fields, tags::INCARNATION)?)
             .ok()?
             .to_owned(),
     })
 }
 
-fn tag(tags: &TaggedFields, number: u32) -> Option<&Bytes> {
-    let mut tags = tags.iter();
-    tags.find(|field| field.tag() == number)
-        .map(TaggedField::data)
-}
-
 fn incarnation_tag(sender: &Sender) -> TaggedFields {
-    one_tag(INCARNATION_TAG, Bytes::from(sender.incarnation.clone()))
+    tags::one(tags::INCARNATION, Bytes::from(sender.incarnation.clone()))
 }
 
 fn revision_tag(revision: Revision) -> TaggedFields {
     let bytes = revision.value().to_be_bytes();
-    one_tag(REVISION_TAG, Bytes::copy_from_slice(&bytes))
-}
-
-fn one_tag(number: u32, data: Bytes) -> TaggedFields {
-    // One field is always in order.
-    TaggedFields::from_sorted(vec![TaggedField::new(number, data)]).unwrap_or_default()
+    tags::one(tags::REVISION, Bytes::copy_from_slice(&bytes))
 }
 
 fn strange() -> ControllerError {

@@ -10,6 +10,7 @@ pub mod ids;
 pub mod partitioner;
 pub mod record;
 pub mod seal;
+pub mod tags;
 pub mod topic_regex;
 
 pub use kafka_wire as messages;

@@ -5,12 +5,10 @@
 //! in that answer does; clients that do not know it pass over it (KIP-482).
 
 use crate::{
-    codec::{Bytes, TaggedField, TaggedFields},
+    codec::{Bytes, TaggedFields},
     ids::{BrokerId, ControllerEpoch},
+    tags,
 };
-
-/// Kafka counts its own tags from 0 on; brokers among themselves use 10,000 and 10,001.
-const TAG: u32 = 10_002;
 
 /// The controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,16 +25,14 @@ impl SealHolder {
     pub fn to_tags(self) -> TaggedFields {
         let mut data = self.node.value().to_be_bytes().to_vec();
         data.extend_from_slice(&self.epoch.value().to_be_bytes());
-        // One field is always in order.
-        TaggedFields::from_sorted(vec![TaggedField::new(TAG, Bytes::from(data))])
-            .unwrap_or_default()
+        tags::one(tags::SEAL_HOLDER, Bytes::from(data))
     }
 
     /// What an answer says; none where the broker is not ours, or knows of no controller.
     #[must_use]
-    pub fn from_tags(tags: &TaggedFields) -> Option<Self> {
-        let field = tags.iter().find(|field| field.tag() == TAG)?;
-        let (node, epoch) = field.data().split_first_chunk()?;
+    pub fn from_tags(fields: &TaggedFields) -> Option<Self> {
+        let data = tags::find(fields, tags::SEAL_HOLDER)?;
+        let (node, epoch) = data.split_first_chunk()?;
         Some(Self {
             node: BrokerId::new(i32::from_be_bytes(*node)),
             epoch: ControllerEpoch::new(i64::from_be_bytes(epoch.try_into().ok()?)),
@@ -57,9 +53,8 @@ mod tests {
         assert_eq!(SealHolder::from_tags(&holder.to_tags()), Some(holder));
         assert_eq!(SealHolder::from_tags(&TaggedFields::default()), None);
         for data in [&[0; 3][..], &[0; 11], &[0; 13]] {
-            let field = TaggedField::new(TAG, Bytes::copy_from_slice(data));
-            let tags = TaggedFields::from_sorted(vec![field]).expect("one is in order");
-            assert_eq!(SealHolder::from_tags(&tags), None);
+            let fields = tags::one(tags::SEAL_HOLDER, Bytes::copy_from_slice(data));
+            assert_eq!(SealHolder::from_tags(&fields), None);
         }
     }
 }

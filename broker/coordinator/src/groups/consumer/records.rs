@@ -15,8 +15,9 @@
 
 use bytes::{Bytes, BytesMut};
 use yuxi_protocol::{
-    codec::{DecodeError, Decoder, EncodeError, Encoder, StrBytes, TaggedField, TaggedFields},
+    codec::{DecodeError, Decoder, EncodeError, Encoder, StrBytes, TaggedFields},
     ids::TopicId,
+    tags,
 };
 
 use super::{ClassicMember, Current, MemberState, Partitions, Subscription};
@@ -331,19 +332,12 @@ fn value_decoder(bytes: &Bytes, kind: &'static str) -> Result<Decoder, RecordErr
     }
 }
 
-fn tagged(fields: &TaggedFields, tag: u32) -> Option<&Bytes> {
-    fields
-        .iter()
-        .find(|field| field.tag() == tag)
-        .map(TaggedField::data)
-}
-
 fn read_epoch(bytes: &Bytes) -> Result<GroupEpoch, RecordError> {
     let mut from = value_decoder(bytes, "ConsumerGroupMetadata")?;
     let epoch = from.read_i32()?;
     let fields = from.read_tagged_fields()?;
     from.finish()?;
-    let metadata_hash = match tagged(&fields, METADATA_HASH_TAG) {
+    let metadata_hash = match tags::find(&fields, METADATA_HASH_TAG) {
         Some(data) => {
             let mut data = decoder(data)?;
             let hash = data.read_i64()?;
@@ -379,7 +373,7 @@ fn read_subscription(bytes: &Bytes) -> Result<Subscription, RecordError> {
     };
     let fields = from.read_tagged_fields()?;
     from.finish()?;
-    if let Some(data) = tagged(&fields, CLASSIC_TAG) {
+    if let Some(data) = tags::find(&fields, CLASSIC_TAG) {
         value.classic = read_classic(data)?;
     }
     Ok(value)
