@@ -78,6 +78,8 @@ pub(crate) struct Shards<C: Coordinator> {
 pub(crate) struct Shard<C: Coordinator> {
     pub(crate) partition: Arc<Partition>,
     pub(crate) epoch: LeaderEpoch,
+    /// When this broker learned that it leads in that epoch.
+    since: Instant,
     state: Mutex<State<C>>,
 }
 
@@ -241,12 +243,19 @@ impl<C: Coordinator> Shard<C> {
         Arc::new(Self {
             partition,
             epoch,
+            since: Instant::now(),
             state: Mutex::new(State {
                 phase: Phase::Loading,
                 waiting: HashMap::new(),
                 written_end: Offset::ZERO,
             }),
         })
+    }
+
+    /// Whether a connection that was made at `connected` may bring what was sent to the
+    /// coordinator of an earlier epoch.
+    pub(crate) fn has_predecessors_since(&self, connected: Instant) -> bool {
+        self.epoch > LeaderEpoch::new(0) && connected < self.since
     }
 
     /// A panic in a shard leaves it in an unknown state: whoever comes next panics too,

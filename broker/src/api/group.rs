@@ -36,7 +36,9 @@ pub(super) async fn verified_request(
         client_host: StrBytes::from(format!("/{}", context.peer.ip())),
     };
     let node = &context.node;
-    node.groups.handle(node, request, &asker, guard).await
+    node.groups
+        .handle(node, request, &asker, guard, context.connected)
+        .await
 }
 
 macro_rules! as_asked {

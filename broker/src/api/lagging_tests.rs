@@ -6,7 +6,10 @@ use crate::{
     node::{Node, Parts, TopicName, tests::entries},
     replicas::Replicas,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tempfile::TempDir;
 use yuxi_controller::{
     Campaign, Controller, ControllerOptions, Endpoint, Registration,
@@ -138,6 +141,7 @@ impl Lagging {
             correlation_id: CORRELATION_ID,
             client_id: None,
             peer: ([127, 0, 0, 1], 1).into(),
+            connected: Instant::now(),
         }
     }
 
@@ -155,6 +159,7 @@ impl Lagging {
             head,
             body,
             peer: ([127, 0, 0, 1], 1).into(),
+            connected: Instant::now(),
             node: Arc::clone(&self.node),
         })
     }

@@ -87,6 +87,8 @@ pub(crate) enum Unanswerable {
     AnswerTooLarge,
     #[error("acks=0 cannot be answered, and the produce failed: {0}")]
     FailedWithoutAcks(String),
+    #[error("what comes over a connection from before this coordinator's term may be late")]
+    MayBeLate,
 }
 
 /// The answer to one request, or why there is none.
@@ -151,7 +153,7 @@ pub(crate) static APIS: &[Api] = &[
         later(request, metadata::handle)
     }),
     api::<messages::OffsetCommitRequest>("OffsetCommit", 10, Order::InTurn, |request| {
-        later(request, offset_commit::handle)
+        unless_unanswerable(request, offset_commit::handle)
     }),
     api::<messages::OffsetFetchRequest>("OffsetFetch", 10, Order::InTurn, |request| {
         later(request, offset_fetch::handle)
@@ -375,6 +377,8 @@ pub(crate) struct Request {
     pub(crate) head: RequestHead,
     pub(crate) body: Bytes,
     pub(crate) peer: SocketAddr,
+    /// When its connection was made.
+    pub(crate) connected: Instant,
     pub(crate) node: Arc<Node>,
 }
 
@@ -396,6 +400,7 @@ impl Request {
             correlation_id: self.head.correlation_id,
             client_id: self.head.client_id,
             peer: self.peer,
+            connected: self.connected,
             node: self.node,
         }
     }
@@ -410,6 +415,8 @@ pub(crate) struct Context {
     pub(crate) correlation_id: i32,
     pub(crate) client_id: Option<StrBytes>,
     pub(crate) peer: SocketAddr,
+    /// When its connection was made.
+    pub(crate) connected: Instant,
 }
 
 impl Context {
@@ -448,18 +455,32 @@ where
 
 /// Starts a request whose handler waits: nothing of it runs before it is first in its
 /// connection's queue.
-fn later<R, H, F>(mut request: Request, handle: H) -> Started
+fn later<R, H, F>(request: Request, handle: H) -> Started
 where
     R: RequestResponsePair + Send + 'static,
     R::Response: ErrorsTold + Send,
     H: FnOnce(Context, R) -> F + Send + 'static,
     F: Future<Output = R::Response> + Send,
 {
+    unless_unanswerable(request, move |context, request| {
+        let response = handle(context, request);
+        async move { Ok(response.await) }
+    })
+}
+
+/// As [`later`], for a handler that can find that there is no answer.
+fn unless_unanswerable<R, H, F>(mut request: Request, handle: H) -> Started
+where
+    R: RequestResponsePair + Send + 'static,
+    R::Response: ErrorsTold + Send,
+    H: FnOnce(Context, R) -> F + Send + 'static,
+    F: Future<Output = Result<R::Response, Unanswerable>> + Send,
+{
     match request.decode::<R>() {
         Err(error) => Started::Ready(Err(error)),
         Ok(decoded) => Started::Pending(Box::pin(async move {
             let context = request.into_context();
-            let response = handle(context.clone(), decoded).await;
+            let response = handle(context.clone(), decoded).await?;
             context.answer(&response)
         })),
     }

@@ -1,6 +1,6 @@
 //! OffsetCommit (key 8): remembers how far a group has come.
 
-use super::{Context, group};
+use super::{Context, Unanswerable, group};
 use std::collections::HashMap;
 use yuxi_coordinator::groups::{GroupRequest, GroupResponse};
 use yuxi_protocol::{
@@ -18,10 +18,13 @@ use yuxi_protocol::{
 /// Topics are named by their ids from this version on.
 const TOPIC_IDS_FROM: i16 = 10;
 
+/// Over a connection that is older than the coordinator's term nothing is committed. It is
+/// closed, and with it goes whatever else is late; a client that still waits connects anew.
 pub(super) async fn handle(
     context: Context,
     mut request: OffsetCommitRequest,
-) -> OffsetCommitResponse {
+) -> Result<OffsetCommitResponse, Unanswerable> {
+    let group_id = request.group_id.clone();
     let mut known = Vec::new();
     let mut refused = Vec::new();
     for topic in std::mem::take(&mut request.topics) {
@@ -35,13 +38,17 @@ pub(super) async fn handle(
     } else {
         group::ask!(context, OffsetCommit, request)
     };
+    let groups = &context.node.groups;
+    if groups.may_be_late(&context.node, &group_id, context.connected) {
+        return Err(Unanswerable::MayBeLate);
+    }
     add_refused(&mut response.topics, refused);
     if context.version >= TOPIC_IDS_FROM {
         for topic in &mut response.topics {
             topic.name = StrBytes::default();
         }
     }
-    response
+    Ok(response)
 }
 
 /// Splits a topic's partitions into those that exist, under the topic's name, and the

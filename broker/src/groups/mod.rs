@@ -13,7 +13,7 @@ use crate::{
     shards::Shards,
     time,
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 use tokio::sync::oneshot;
 use view::View;
 use yuxi_controller::{
@@ -22,7 +22,7 @@ use yuxi_controller::{
 };
 use yuxi_coordinator::groups::{
     Assignor, ConsumerGroupConfig, GroupConfig, GroupRequest, GroupResponse, GroupShard,
-    MigrationPolicy, RequestContext,
+    MigrationPolicy, RequestContext, partition_for,
 };
 use yuxi_protocol::{codec::StrBytes, error_code::ErrorCode, messages::ListGroupsResponse};
 
@@ -43,13 +43,15 @@ impl Groups {
 
     /// Answers `request`, in parts by the shards it concerns. If it is part of a transaction
     /// it comes with the guard with which that one's coordinator was asked: what it has
-    /// written is refused if a marker came in between.
+    /// written is refused if a marker came in between. `connected` is when its connection was
+    /// made.
     pub(crate) async fn handle(
         &self,
         node: &Arc<Node>,
         request: GroupRequest,
         context: &RequestContext,
         guard: Option<VerificationGuard>,
+        connected: Instant,
     ) -> GroupResponse {
         let image = node.image();
         let Some(topic) = image.topic(CONSUMER_OFFSETS) else {
@@ -59,7 +61,10 @@ impl Groups {
         let started: Vec<_> = request
             .split(partitions)
             .into_iter()
-            .map(|(partition, part)| self.start(node, &image, partition, (part, guard), context))
+            .map(|(partition, part)| {
+                let asked = (part, guard, connected);
+                self.start(node, &image, partition, asked, context)
+            })
             .collect();
         let mut merged: Option<GroupResponse> = None;
         for part in started {
@@ -75,12 +80,26 @@ impl Groups {
         merged.expect("a request is split into at least one part")
     }
 
+    /// Whether offsets that come over a connection made at `connected` may be from before the
+    /// term of the group's coordinator here. A client that had no answer asks the next
+    /// coordinator again and goes on from there; what it had sent first is still on its way,
+    /// and would take the group back if it were heard once this broker coordinates again.
+    pub(crate) fn may_be_late(&self, node: &Node, group_id: &str, connected: Instant) -> bool {
+        let image = node.image();
+        let Some(topic) = image.topic(CONSUMER_OFFSETS) else {
+            return false;
+        };
+        let partitions = i32::try_from(topic.partition_count()).unwrap_or(i32::MAX);
+        let shard = self.shards.get(partition_for(group_id, partitions));
+        shard.is_some_and(|shard| shard.has_predecessors_since(connected))
+    }
+
     fn start(
         &self,
         node: &Arc<Node>,
         image: &ClusterImage,
         partition: i32,
-        (request, guard): (GroupRequest, Option<VerificationGuard>),
+        (request, guard, connected): (GroupRequest, Option<VerificationGuard>, Instant),
         context: &RequestContext,
     ) -> Part {
         let version = context.api_version;
@@ -99,6 +118,11 @@ impl Groups {
             Err(error) => return Part::Answered(request.refused(version, error)),
         };
         let refused = request.refused(version, ErrorCode::NotCoordinator);
+        if matches!(request, GroupRequest::OffsetCommit(_))
+            && shard.has_predecessors_since(connected)
+        {
+            return Part::Answered(refused);
+        }
         let ticket = self.shards.ticket();
         let effects = group.handle(context, request, ticket, &View(image), now_ms);
         let receiver = state.wait_for(ticket);

@@ -84,6 +84,7 @@ pub(crate) async fn serve(
             .map_or(FOR_EVER, Duration::from_millis),
         stream,
         peer,
+        connected: std::time::Instant::now(),
         node,
         stop,
         buffer: BytesMut::new(),
@@ -97,6 +98,9 @@ pub(crate) async fn serve(
         Closing::ByClient | Closing::Stopping => {}
         Closing::Idle => tracing::debug!(%peer, "idle connection closed"),
         Closing::Io(error) => tracing::debug!(%peer, %error, "connection lost"),
+        Closing::Request(why @ api::Unanswerable::MayBeLate) => {
+            tracing::info!(%peer, reason = %why, "connection closed");
+        }
         bad => {
             connection.node.metrics.request_malformed();
             tracing::warn!(%peer, reason = %bad, "connection closed");
@@ -107,6 +111,7 @@ pub(crate) async fn serve(
 struct Connection {
     stream: TcpStream,
     peer: SocketAddr,
+    connected: std::time::Instant,
     node: Arc<Node>,
     stop: watch::Receiver<bool>,
     max_frame_bytes: usize,
@@ -265,6 +270,7 @@ impl Connection {
             head,
             body,
             peer: self.peer,
+            connected: self.connected,
             node: Arc::clone(&self.node),
         };
         let progress = if api.order == Order::InTurn && !self.waiting.is_empty() {

@@ -12,7 +12,7 @@ use std::{
     },
     time::Duration,
 };
-use yuxi_client::{Admin, Connection, Consumer, admin::ElectionKind};
+use yuxi_client::{Admin, Connection, Consumer, Error, admin::ElectionKind};
 use yuxi_protocol::{
     error_code::ErrorCode,
     ids::{BrokerId, TopicId, TopicPartition},
@@ -227,7 +227,10 @@ async fn a_coordinator_that_loses_its_partition_says_nothing_that_may_be_lost_wi
     let asked = async {
         tokio::join!(
             once(&is_written, async || begin_an_epoch(&first).await),
-            once(&is_written, async || commit_an_offset(&second, topic).await),
+            once(&is_written, async || {
+                let committed = commit_an_offset(&second, topic, 1).await;
+                committed.expect("an answer")
+            }),
         )
     };
     let mut asked = Box::pin(asked);
@@ -286,17 +289,62 @@ async fn begin_an_epoch(coordinator: &Connection) -> i16 {
 }
 
 /// What the coordinator of a group answers to somebody who is no member.
-async fn commit_an_offset(coordinator: &Connection, topic: TopicId) -> i16 {
+async fn commit_an_offset(
+    coordinator: &Connection,
+    topic: TopicId,
+    offset: i64,
+) -> Result<i16, Error> {
     let request = message!(OffsetCommitRequest {
         group_id: GROUP.into(),
         generation_id_or_member_epoch: -1,
         topics: vec![message!(OffsetCommitRequestTopic {
             topic_id: topic.into(),
             partitions: vec![message!(OffsetCommitRequestPartition {
-                committed_offset: 1,
+                committed_offset: offset,
             })],
         })],
     });
-    let answer = coordinator.call(|_| request).await.expect("an answer");
-    answer.topics[0].partitions[0].error_code
+    let answer = coordinator.call(|_| request).await?;
+    Ok(answer.topics[0].partitions[0].error_code)
+}
+
+/// A client that had no answer asks the next coordinator again. What it had sent first can
+/// arrive when the first broker coordinates once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_is_late_by_a_coordinators_term_does_not_take_a_group_back() {
+    let cluster = Cluster::start(2, &[]).await;
+    for topic in ["t", OFFSETS] {
+        cluster.create_topic(topic, &[1, 2], &[]).await;
+    }
+    let topic = topic_id(&cluster, "t").await;
+    let commit = async |connection: &Connection, offset| {
+        wait_for("a commit", async || {
+            let committed = commit_an_offset(connection, topic, offset).await;
+            (committed.expect("an answer") == ErrorCode::None.code()).then_some(())
+        })
+        .await;
+    };
+    let old = connect_to(&cluster, 0).await;
+    commit(&old, 1).await;
+    commit(&old, 2).await;
+    let moved = [TopicPartition::new(OFFSETS, 0)];
+    let admin = Admin::new(cluster.connect().await);
+    for replicas in [[2, 1], [1, 2]] {
+        let order = Some(replicas.map(BrokerId::new).to_vec());
+        let orders = BTreeMap::from([(moved[0].clone(), order)]);
+        let altered = soon("an answer", admin.alter_reassignments(&orders, false)).await;
+        altered.expect("the other preferred");
+        let elected = admin.elect_leaders(ElectionKind::Preferred, Some(&moved));
+        soon("an answer", elected).await.expect("elected");
+        assert_eq!(cluster.leader(OFFSETS, 0).await, replicas[0]);
+    }
+    commit(&connect_to(&cluster, 0).await, 3).await;
+    let late = commit_an_offset(&old, topic, 2).await;
+    assert!(matches!(late, Err(Error::Disconnected { .. })), "{late:?}");
+    let committed = soon("an answer", admin.group_offsets(GROUP)).await;
+    let committed = committed.expect("the group");
+    let committed: Vec<i64> = committed.values().map(|at| at.offset).collect();
+    assert_eq!(committed, [3]);
+    // Who is still there connects anew, and is heard.
+    commit(&connect_to(&cluster, 0).await, 2).await;
 }
