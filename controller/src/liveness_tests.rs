@@ -226,6 +226,15 @@ fn the_lowest_two_candidates_besides_the_controller_are_in_line() {
     assert_eq!(in_line, [1, 3, 4, 6]);
 }
 
+async fn listening() -> (TcpListener, Address) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = Address {
+        host: "127.0.0.1".to_owned(),
+        port: listener.local_addr().unwrap().port(),
+    };
+    (listener, address)
+}
+
 /// Takes a request from a probe and answers it, or only takes it.
 async fn hear(stream: &mut TcpStream, answers: bool) {
     let mut buffer = BytesMut::new();
@@ -274,11 +283,7 @@ async fn a_death_that_is_found_as_the_image_changes_is_told() {
 
 #[tokio::test]
 async fn a_probe_hears_an_answer_and_notices_at_once_when_the_port_is_closed() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = Address {
-        host: "127.0.0.1".to_owned(),
-        port: listener.local_addr().unwrap().port(),
-    };
+    let (listener, address) = listening().await;
     let found = Arc::new(Notify::new());
     let probe = Probe::start(address, TIMING, Instant::now(), Arc::clone(&found));
     let (mut stream, _) = listener.accept().await.unwrap();
@@ -308,11 +313,7 @@ async fn a_port_that_is_closed_while_a_probe_connects_is_noticed() {
         timeout: Duration::from_hours(1),
     };
     for round in 0..1000 {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = Address {
-            host: "127.0.0.1".to_owned(),
-            port: listener.local_addr().unwrap().port(),
-        };
+        let (listener, address) = listening().await;
         let found = Arc::new(Notify::new());
         let _probe = Probe::start(address, timing, Instant::now(), Arc::clone(&found));
         let (mut stream, _) = listener.accept().await.unwrap();
