@@ -1,6 +1,7 @@
 //! The topics that brokers keep for themselves.
 
-use yuxi_controller::{decide::topics::NewTopic, settings::ServerSettings};
+use yuxi_controller::{decide::topics::NewTopic, image::ClusterImage, settings::ServerSettings};
+use yuxi_coordinator::groups::partition_for;
 
 /// Where groups commit their offsets.
 pub(crate) const CONSUMER_OFFSETS: &str = "__consumer_offsets";
@@ -10,6 +11,13 @@ pub(crate) const TRANSACTION_STATE: &str = "__transaction_state";
 /// Whether clients see the topic marked as internal and may not write it.
 pub(crate) fn is_internal(topic: &str) -> bool {
     matches!(topic, CONSUMER_OFFSETS | TRANSACTION_STATE)
+}
+
+/// The partition of such a topic that holds a group or a transactional id, once the topic is
+/// there. Its leader is the coordinator.
+pub(crate) fn partition_of(image: &ClusterImage, topic: &str, key: &str) -> Option<i32> {
+    let count = image.topic(topic)?.partition_count();
+    Some(partition_for(key, i32::try_from(count).unwrap_or(i32::MAX)))
 }
 
 /// How such a topic is made on its first use; `None` for one that is not of these. A broker

@@ -1,11 +1,10 @@
 //! AddOffsetsToTxn (key 25): a transaction will commit offsets of a group.
 
 use super::Context;
-use crate::internal_topics::CONSUMER_OFFSETS;
+use crate::internal_topics::{CONSUMER_OFFSETS, partition_of};
 use std::{collections::BTreeSet, sync::Arc};
-use yuxi_coordinator::{
-    groups,
-    transactions::{Partitions, Producer, TransactionRequest, TransactionResponse},
+use yuxi_coordinator::transactions::{
+    Partitions, Producer, TransactionRequest, TransactionResponse,
 };
 use yuxi_protocol::{
     codec::StrBytes,
@@ -38,12 +37,8 @@ async fn add(context: &Context, request: AddOffsetsToTxnRequest) -> Result<(), E
         let wanted = BTreeSet::from([Arc::from(CONSUMER_OFFSETS)]);
         node.auto_create(wanted).await;
     }
-    let image = node.image();
-    let topic = image
-        .topic(CONSUMER_OFFSETS)
+    let partition = partition_of(&node.image(), CONSUMER_OFFSETS, &request.group_id)
         .ok_or(ErrorCode::CoordinatorNotAvailable)?;
-    let count = i32::try_from(topic.partition_count()).unwrap_or(i32::MAX);
-    let partition = groups::partition_for(&request.group_id, count);
     let asked = TransactionRequest::Add {
         transactional_id: request.transactional_id,
         producer: Producer {

@@ -2,12 +2,11 @@
 
 use super::Context;
 use crate::{
-    internal_topics::{CONSUMER_OFFSETS, TRANSACTION_STATE},
+    internal_topics::{CONSUMER_OFFSETS, TRANSACTION_STATE, partition_of},
     node::{self, Endpoint},
 };
 use std::{collections::BTreeSet, sync::Arc};
 use yuxi_controller::image::ClusterImage;
-use yuxi_coordinator::groups::partition_for;
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
@@ -119,14 +118,12 @@ fn find(image: &ClusterImage, key_type: i8, key: &str) -> Answer {
             Answer::error(ErrorCode::InvalidRequest, "the key type is unknown")
         };
     };
-    let coordinator = image.topic(topic).and_then(|topic| {
-        let count = i32::try_from(topic.partition_count()).ok()?;
-        let partition = PartitionId::new(partition_for(key, count));
-        let leader = topic.partition(partition)?.leader;
-        node::endpoints(image)
-            .into_iter()
-            .find(|endpoint| endpoint.id == leader)
-    });
+    let leader = partition_of(image, topic, key)
+        .and_then(|number| image.partition(topic, PartitionId::new(number)))
+        .map(|partition| partition.leader);
+    let coordinator = node::endpoints(image)
+        .into_iter()
+        .find(|endpoint| Some(endpoint.id) == leader);
     match coordinator {
         Some(endpoint) => Answer {
             error: ErrorCode::None,

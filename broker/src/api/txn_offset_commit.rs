@@ -3,10 +3,12 @@
 
 use super::{Context, group};
 use crate::{
-    internal_topics::CONSUMER_OFFSETS, node::Lookup, partition::VerificationGuard,
+    internal_topics::{CONSUMER_OFFSETS, partition_of},
+    node::Lookup,
+    partition::VerificationGuard,
     transactions::admission::Admission,
 };
-use yuxi_coordinator::groups::{GroupRequest, GroupResponse, partition_for};
+use yuxi_coordinator::groups::{GroupRequest, GroupResponse};
 use yuxi_protocol::{
     codec::StrBytes,
     error_code::ErrorCode,
@@ -70,12 +72,9 @@ async fn admit(
     request: &TxnOffsetCommitRequest,
 ) -> Result<Option<VerificationGuard>, ErrorCode> {
     let node = &context.node;
-    let image = node.image();
-    let Some(topic) = image.topic(CONSUMER_OFFSETS) else {
+    let Some(number) = partition_of(&node.image(), CONSUMER_OFFSETS, &request.group_id) else {
         return Ok(None);
     };
-    let count = i32::try_from(topic.partition_count()).unwrap_or(i32::MAX);
-    let number = partition_for(&request.group_id, count);
     let Lookup::Here(partition) = node.replicas.find(CONSUMER_OFFSETS, number) else {
         return Ok(None);
     };

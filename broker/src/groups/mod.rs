@@ -7,7 +7,7 @@ mod shard;
 mod view;
 
 use crate::{
-    internal_topics::CONSUMER_OFFSETS,
+    internal_topics::{CONSUMER_OFFSETS, partition_of},
     node::Node,
     partition::{Appended, PartitionError, TxnMarker, VerificationGuard},
     shards::Shards,
@@ -22,7 +22,7 @@ use yuxi_controller::{
 };
 use yuxi_coordinator::groups::{
     Assignor, ConsumerGroupConfig, GroupConfig, GroupRequest, GroupResponse, GroupShard,
-    MigrationPolicy, RequestContext, partition_for,
+    MigrationPolicy, RequestContext,
 };
 use yuxi_protocol::{codec::StrBytes, error_code::ErrorCode, messages::ListGroupsResponse};
 
@@ -85,13 +85,9 @@ impl Groups {
     /// coordinator again and goes on from there; what it had sent first is still on its way,
     /// and would take the group back if it were heard once this broker coordinates again.
     pub(crate) fn may_be_late(&self, node: &Node, group_id: &str, connected: Instant) -> bool {
-        let image = node.image();
-        let Some(topic) = image.topic(CONSUMER_OFFSETS) else {
-            return false;
-        };
-        let partitions = i32::try_from(topic.partition_count()).unwrap_or(i32::MAX);
-        let shard = self.shards.get(partition_for(group_id, partitions));
-        shard.is_some_and(|shard| shard.has_predecessors_since(connected))
+        partition_of(&node.image(), CONSUMER_OFFSETS, group_id)
+            .and_then(|partition| self.shards.get(partition))
+            .is_some_and(|shard| shard.has_predecessors_since(connected))
     }
 
     fn start(

@@ -13,7 +13,12 @@ mod markers;
 mod peers;
 mod shard;
 
-use crate::{internal_topics::TRANSACTION_STATE, node::Node, shards::Shards, time};
+use crate::{
+    internal_topics::{TRANSACTION_STATE, partition_of},
+    node::Node,
+    shards::Shards,
+    time,
+};
 use markers::Markers;
 use peers::Peers;
 use std::{
@@ -29,7 +34,7 @@ use yuxi_controller::{
 };
 use yuxi_coordinator::transactions::{
     Handled, ListFilter, Listed, MarkerWritten, Released, TransactionConfig, TransactionRequest,
-    TransactionResponse, TransactionShard, TransactionState, TransactionVersion, partition_for,
+    TransactionResponse, TransactionShard, TransactionState, TransactionVersion,
 };
 use yuxi_protocol::{
     error_code::ErrorCode,
@@ -274,10 +279,10 @@ pub(crate) fn coordinator_of(
     image: &ClusterImage,
     transactional_id: &str,
 ) -> Option<(i32, BrokerId)> {
-    let topic = image.topic(TRANSACTION_STATE)?;
-    let count = i32::try_from(topic.partition_count()).ok()?;
-    let number = partition_for(transactional_id, count);
-    let leader = topic.partition(PartitionId::new(number))?.leader;
+    let number = partition_of(image, TRANSACTION_STATE, transactional_id)?;
+    let leader = image
+        .partition(TRANSACTION_STATE, PartitionId::new(number))?
+        .leader;
     Some((number, leader))
 }
 
