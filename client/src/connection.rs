@@ -31,6 +31,9 @@ use crate::sync::lock;
 
 /// Requests that may be unanswered on one connection.
 const MAX_IN_FLIGHT: usize = 256;
+/// Room for at least so much is made for a read, so that a small frame, length and all,
+/// takes one.
+const READ_BYTES: usize = 64 << 10;
 /// A frame grows in such steps, so that a false length costs no memory.
 const READ_STEP_BYTES: usize = 1 << 20;
 /// Frames up to this size are joined into one write.
@@ -551,7 +554,7 @@ async fn fill(
     address: &str,
 ) -> Result<()> {
     while buffer.len() < length {
-        buffer.reserve((length - buffer.len()).clamp(4096, READ_STEP_BYTES));
+        buffer.reserve((length - buffer.len()).clamp(READ_BYTES, READ_STEP_BYTES));
         match socket.read_buf(buffer).await {
             Ok(0) => return Err(lost(address, "closed by the broker")),
             Ok(_) => {}

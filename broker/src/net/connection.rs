@@ -16,12 +16,12 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
-use tokio::{net::TcpStream, sync::watch, time::Instant};
+use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch, time::Instant};
 use yuxi_protocol::frame::{self, FrameError, RequestHead};
 
 /// Requests of one connection that may be started and unanswered. Clients send at
@@ -209,14 +209,17 @@ impl Connection {
         };
         let believed = missing.min(BELIEVED_BYTES.max(self.buffer.len()));
         self.buffer.reserve(believed.max(READ_BYTES));
-        match self.stream.try_read_buf(&mut self.buffer) {
-            Ok(0) => Err(Closing::ByClient),
-            Ok(_) => {
+        // Unlike `try_read_buf`, this takes a read that does not fill the buffer for the last
+        // one, and saves the call that would say so.
+        let read = pin!(self.stream.read_buf(&mut self.buffer));
+        match read.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(0)) => Err(Closing::ByClient),
+            Poll::Ready(Ok(_)) => {
                 self.last_active = Instant::now();
                 Ok(())
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error.into()),
+            Poll::Ready(Err(error)) => Err(error.into()),
+            Poll::Pending => Ok(()),
         }
     }
 
