@@ -9,6 +9,7 @@ use super::answer::Outbox;
 use crate::{
     api::{self, Order, Request, Started, Timing},
     node::Node,
+    partition,
 };
 use bytes::{Buf, Bytes, BytesMut};
 use std::{
@@ -223,31 +224,39 @@ impl Connection {
         }
     }
 
+    /// Starts what was read.
     async fn start_requests(&mut self) -> Result<(), Closing> {
+        // What followers hear of is then all that was read together, not the first of it.
+        while let Some(size) = partition::wake_after(|| self.start_affordable()) {
+            // The answers that are ready go out first: whoever waits for them may be the one
+            // that holds the budget.
+            self.send_answers().await?;
+            self.permit = self.node.byte_budget.take(size).await;
+        }
+        Ok(())
+    }
+
+    /// Starts what was read as far as the byte budget allows; returns how much of that the
+    /// next frame takes, if it is what there is not enough of.
+    fn start_affordable(&mut self) -> Option<usize> {
         while self.may_read() {
-            let Some(declared) = declared_size(&self.buffer) else {
-                return Ok(());
-            };
+            let declared = declared_size(&self.buffer)?;
             let size = usize::try_from(declared).unwrap_or(usize::MAX);
             if size > self.max_frame_bytes {
                 self.broken = Some(Closing::FrameSize {
                     declared,
                     allowed: self.max_frame_bytes,
                 });
-                return Ok(());
+                return None;
             }
             if self.permit.is_none() {
-                self.permit = if let Ok(permit) = self.node.byte_budget.try_take(size) {
-                    permit
-                } else {
-                    // The answers that are ready go out first: whoever waits for them may
-                    // be the one that holds the budget.
-                    self.send_answers().await?;
-                    self.node.byte_budget.take(size).await
+                let Ok(permit) = self.node.byte_budget.try_take(size) else {
+                    return Some(size);
                 };
+                self.permit = permit;
             }
             if self.buffer.len() < 4 + size {
-                return Ok(());
+                return None;
             }
             self.buffer.advance(4);
             let frame = if size < COPY_BELOW_BYTES {
@@ -260,7 +269,7 @@ impl Connection {
             self.broken = self.start(frame).err();
             self.permit = None;
         }
-        Ok(())
+        None
     }
 
     /// Starts one request.

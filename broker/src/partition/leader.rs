@@ -9,6 +9,7 @@
 
 use super::{
     AckReceiver, Partition, PartitionError, Read, ReadAnswer, Role, State,
+    lock::Wakes,
     news::{FollowerNews, PartitionKey},
 };
 use std::{collections::HashMap, sync::Arc};
@@ -137,7 +138,7 @@ impl Leader {
 
     /// The log ends at `before` no more. A follower that had everything was caught up when it
     /// asked last, which need not have been for this partition.
-    pub(super) fn log_grew(&mut self, before: Offset) {
+    pub(super) fn log_grew(&mut self, before: Offset, wakes: &mut Wakes) {
         for progress in self.followers.values_mut() {
             let Some(news) = &progress.news else {
                 continue;
@@ -145,7 +146,8 @@ impl Leader {
             if progress.ends.is_some_and(|ends| ends.log_end >= before) {
                 progress.caught_up_ms = progress.caught_up_ms.max(news.asked_ms());
             }
-            news.tell(self.key);
+            news.note(self.key);
+            wakes.wake_follower(news);
         }
     }
 
@@ -156,10 +158,10 @@ impl Leader {
         }
     }
 
-    /// Something has changed that followers hear of at once.
-    pub(super) fn tell_followers(&self) {
+    fn tell_followers(&self, wakes: &mut Wakes) {
         for news in self.listeners() {
-            news.tell(self.key);
+            news.note(self.key);
+            wakes.wake_follower(news);
         }
     }
 
@@ -320,8 +322,7 @@ impl Partition {
         };
         leader.heard(follower, read.from, own_end, now);
         state.advance();
-        let low_watermark = state.low_watermark();
-        state.until_deleted.reached(low_watermark);
+        state.answer_deletions();
         let mut answer = state.read_log(&read, own_end)?;
         if let Role::Leader(leader) = &state.role {
             answer.isr_change_due = leader.proposed.is_none()
@@ -463,8 +464,7 @@ impl Partition {
             }
         }
         state.advance();
-        let low_watermark = state.low_watermark();
-        state.until_deleted.reached(low_watermark);
+        state.answer_deletions();
     }
 
     /// In-sync followers that have the record at `offset` or end there, those that have
@@ -507,9 +507,7 @@ impl Partition {
         if to > offsets.log_start {
             state.log.delete_records_before(to, now_ms)?;
             state.wake_stable_fetches();
-            if let Role::Leader(leader) = &state.role {
-                leader.tell_followers();
-            }
+            state.tell_followers();
         }
         let start = state.log.log_start_offset();
         let waiting = (state.low_watermark() < start).then(|| state.until_deleted.wait_for(start));
@@ -523,6 +521,19 @@ impl Partition {
 }
 
 impl State {
+    /// Answers those who waited for the low watermark, as far as it is by now.
+    fn answer_deletions(&mut self) {
+        let low_watermark = self.low_watermark();
+        self.until_deleted.reached(low_watermark, &mut self.wakes);
+    }
+
+    /// Something has changed that followers hear of at once.
+    pub(super) fn tell_followers(&mut self) {
+        if let Role::Leader(leader) = &self.role {
+            leader.tell_followers(&mut self.wakes);
+        }
+    }
+
     /// The least log start among those of the replicas that fetch. Of the others only those
     /// that count as in sync are waited for.
     fn low_watermark(&self) -> Offset {
@@ -696,12 +707,12 @@ mod tests {
         leader.heard(two_heard, end, end, at(0));
         // Its later requests did not speak of this partition.
         news.asked(1000);
-        leader.log_grew(end);
+        leader.log_grew(end, &mut Wakes::default());
         assert!(!leader.is_lagging(two, next, at(1010)));
         assert!(leader.is_lagging(two, next, at(1011)));
         // What it asks for while it lacks something says nothing.
         news.asked(2000);
-        leader.log_grew(next);
+        leader.log_grew(next, &mut Wakes::default());
         assert!(leader.is_lagging(two, Offset::new(50), at(2001)));
     }
 

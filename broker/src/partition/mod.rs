@@ -16,6 +16,7 @@ mod error;
 mod flush;
 mod follower;
 mod leader;
+mod lock;
 mod news;
 mod read;
 mod transactions;
@@ -25,6 +26,7 @@ mod waiters;
 pub(crate) use error::PartitionError;
 pub(crate) use follower::{Cut, FromLeader, Position};
 pub(crate) use leader::{Follower, Now, ProposalOutcome};
+pub(crate) use lock::wake_after;
 pub(crate) use news::{FollowerNews, PartitionKey};
 pub(crate) use read::{Divergence, Isolation, Read, ReadAnswer};
 pub(crate) use transactions::{ActiveProducer, TxnMarker};
@@ -35,9 +37,10 @@ use crate::{internal_topics, log_config};
 use admission::Admitted;
 use flush::Flushing;
 use leader::Leader;
+use lock::{Locked, Wakes};
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex},
 };
 use tokio::sync::oneshot;
 use verification::Verifications;
@@ -154,6 +157,8 @@ struct State {
     fetches: FetchWaiters,
     /// Consumers of committed records, who wait for the last stable offset.
     stable_fetches: FetchWaiters,
+    /// Who of all these is to be woken once the lock is released.
+    wakes: Wakes,
 }
 
 #[derive(Debug)]
@@ -208,6 +213,7 @@ impl Partition {
                 until_deleted: AckWaiters::default(),
                 fetches: FetchWaiters::default(),
                 stable_fetches: FetchWaiters::default(),
+                wakes: Wakes::default(),
             }),
         }
     }
@@ -227,8 +233,8 @@ impl Partition {
 
     /// A panic while the lock was held would leave a half-made change behind, so it is
     /// passed on to whoever comes next.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("a partition's lock is poisoned")
+    fn state(&self) -> Locked<'_> {
+        Locked::new(self.state.lock().expect("a partition's lock is poisoned"))
     }
 
     /// The topic's settings as they are now.
@@ -466,7 +472,7 @@ impl State {
         // A follower may have them before they are on this disk: what counts is on how many
         // replicas they are held.
         if let Role::Leader(leader) = &mut self.role {
-            leader.log_grew(begin);
+            leader.log_grew(begin, &mut self.wakes);
         }
         if !self.log.is_flush_due(now_ms) {
             // Even while a flush runs: it is one that no append asked for.
@@ -489,7 +495,7 @@ impl State {
     /// Moves a leader's high watermark as far as the in-sync replicas hold the log (I3), and
     /// wakes whoever waited for that.
     fn advance(&mut self) {
-        self.until_held.reached(self.held_end);
+        self.until_held.reached(self.held_end, &mut self.wakes);
         let Role::Leader(leader) = &self.role else {
             return;
         };
@@ -514,8 +520,8 @@ impl State {
         }
         self.high_watermark = end;
         self.log.high_watermark_moved(end);
-        self.until_committed.reached(end);
-        self.fetches.readable(bytes);
+        self.until_committed.reached(end, &mut self.wakes);
+        self.fetches.readable(bytes, &mut self.wakes);
         self.wake_stable_fetches();
         if let Role::Leader(leader) = &self.role {
             leader.note_news();
@@ -527,20 +533,19 @@ impl State {
     fn wake_stable_fetches(&mut self) {
         let last_stable = self.log.last_stable_offset(self.high_watermark);
         match self.unstable.readable_below(last_stable) {
-            NowReadable::Bytes(bytes) => self.stable_fetches.readable(bytes),
-            NowReadable::Some => self.stable_fetches.wake_all(),
+            NowReadable::Bytes(bytes) => self.stable_fetches.readable(bytes, &mut self.wakes),
+            NowReadable::Some => self.stable_fetches.wake_all(&mut self.wakes),
         }
     }
 
     fn stop_waiting(&mut self, error: ErrorCode) {
-        self.until_committed.fail(error);
-        self.until_held.fail(error);
-        self.until_deleted.fail(error);
-        self.fetches.wake_all();
-        self.stable_fetches.wake_all();
-        if let Role::Leader(leader) = &self.role {
-            leader.tell_followers();
-        }
+        let wakes = &mut self.wakes;
+        self.until_committed.fail(error, wakes);
+        self.until_held.fail(error, wakes);
+        self.until_deleted.fail(error, wakes);
+        self.fetches.wake_all(wakes);
+        self.stable_fetches.wake_all(wakes);
+        self.tell_followers();
     }
 }
 

@@ -45,12 +45,6 @@ impl FollowerNews {
         }
     }
 
-    /// Puts the partition on the list and ends the wait.
-    pub(crate) fn tell(&self, key: PartitionKey) {
-        self.note(key);
-        self.wake();
-    }
-
     /// Ends the wait whatever is there.
     pub(crate) fn wake(&self) {
         self.wake.notify_one();

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     path::Path,
     pin::pin,
-    task::{Context, Waker},
+    task::{Context, Wake, Waker},
 };
 use yuxi_controller::{
     keys::{LeaderRecovery, PartitionState},
@@ -108,6 +108,39 @@ fn an_append_that_wants_a_flush_is_acknowledged_after_it_and_not_before() {
         assert_eq!(ack.try_recv(), Ok(Ok(())));
         assert_eq!(partition.offsets().high_watermark, Offset::new(1));
     }
+}
+
+/// Looks at the partition the moment it is woken.
+struct Hasty {
+    partition: Partition,
+    found: Mutex<Option<bool>>,
+}
+
+impl Wake for Hasty {
+    fn wake(self: Arc<Self>) {
+        let is_free = self.partition.state.try_lock().is_ok();
+        *self.found.lock().expect("not poisoned") = Some(is_free);
+    }
+}
+
+#[test]
+fn whoever_is_woken_finds_the_lock_released() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let partition = led(&parent.path().join("t-0"), &[("flush.messages", "1")]);
+    let Ack::Later(ack) = append(&partition, RequiredAcks::All).ack else {
+        panic!("acknowledged before the flush");
+    };
+    let found = Mutex::default();
+    let hasty = Arc::new(Hasty { partition, found });
+    let waker = Waker::from(Arc::clone(&hasty));
+    let mut ack = pin!(ack);
+    assert!(
+        ack.as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    hasty.partition.flush_wanted(&metrics()).expect("flushed");
+    assert_eq!(*hasty.found.lock().expect("not poisoned"), Some(true));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Who waits on a partition: produces for an offset, fetches for bytes. Owned by the
 //! partition, behind its lock.
 
+use super::lock::Wakes;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
@@ -11,7 +12,7 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 use yuxi_protocol::{error_code::ErrorCode, ids::Offset};
 
-type AckSender = oneshot::Sender<Result<(), ErrorCode>>;
+pub(super) type AckSender = oneshot::Sender<Result<(), ErrorCode>>;
 
 /// Resolves when an offset has come far enough. An error, or the sender gone, means that
 /// it is not known to.
@@ -33,20 +34,19 @@ impl AckWaiters {
     }
 
     /// Everything below `offset` has come far enough.
-    pub(super) fn reached(&mut self, offset: Offset) {
+    pub(super) fn reached(&mut self, offset: Offset, wakes: &mut Wakes) {
         while let Some((end, _)) = self.queue.front()
             && *end <= offset
         {
             if let Some((_, sender)) = self.queue.pop_front() {
-                // A producer that went away needs no answer.
-                let _ = sender.send(Ok(()));
+                wakes.answer(sender, Ok(()));
             }
         }
     }
 
-    pub(super) fn fail(&mut self, error: ErrorCode) {
+    pub(super) fn fail(&mut self, error: ErrorCode, wakes: &mut Wakes) {
         for (_, sender) in self.queue.drain(..) {
-            let _ = sender.send(Err(error));
+            wakes.answer(sender, Err(error));
         }
     }
 }
@@ -169,21 +169,22 @@ impl FetchWaiters {
     }
 
     /// `bytes` more are readable; wakes those that miss no more.
-    pub(super) fn readable(&mut self, bytes: u64) {
+    pub(super) fn readable(&mut self, bytes: u64, wakes: &mut Wakes) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.parked.retain(|_, waiter| {
             waiter.note_news();
             let missing = waiter.missing_bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
             if missing <= 0 {
-                waiter.wake.notify_one();
+                wakes.wake_consumer(Arc::clone(waiter));
             }
             missing > 0
         });
     }
 
-    pub(super) fn wake_all(&mut self) {
+    pub(super) fn wake_all(&mut self, wakes: &mut Wakes) {
         for waiter in std::mem::take(&mut self.parked).into_values() {
-            waiter.wake();
+            waiter.note_news();
+            wakes.wake_consumer(waiter);
         }
     }
 }
@@ -197,12 +198,12 @@ mod tests {
         let mut waiters = AckWaiters::default();
         let mut late = waiters.wait_for(Offset::new(20));
         let mut early = waiters.wait_for(Offset::new(10));
-        waiters.reached(Offset::new(9));
+        waiters.reached(Offset::new(9), &mut Wakes::default());
         assert!(early.try_recv().is_err());
-        waiters.reached(Offset::new(10));
+        waiters.reached(Offset::new(10), &mut Wakes::default());
         assert_eq!(early.try_recv(), Ok(Ok(())));
         assert!(late.try_recv().is_err());
-        waiters.fail(ErrorCode::NotLeaderOrFollower);
+        waiters.fail(ErrorCode::NotLeaderOrFollower, &mut Wakes::default());
         assert_eq!(late.try_recv(), Ok(Err(ErrorCode::NotLeaderOrFollower)));
     }
 
@@ -247,10 +248,10 @@ mod tests {
         let waiter = FetchWaiter::new(100);
         waiters.park(&waiter);
         assert!(!waiter.has_news());
-        waiters.readable(60);
+        waiters.readable(60, &mut Wakes::default());
         assert!(waiter.has_news(), "though it still waits");
         assert_eq!(waiters.parked.len(), 1, "40 bytes are still missing");
-        waiters.readable(60);
+        waiters.readable(60, &mut Wakes::default());
         assert!(waiters.parked.is_empty());
         tokio::time::timeout(std::time::Duration::from_secs(5), waiter.woken())
             .await
