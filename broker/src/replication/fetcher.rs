@@ -14,6 +14,7 @@ use crate::{
     partition::{Cut, Divergence, FromLeader, Partition, Position},
     time,
 };
+use bytes::Bytes;
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, Weak},
@@ -29,6 +30,7 @@ use yuxi_protocol::{
     error_code::ErrorCode,
     ids::{BrokerId, LeaderEpoch, Offset, TopicId},
     messages::{FetchRequest, FetchResponse, fetch_response::PartitionData},
+    tags,
 };
 
 /// Followers say which incarnation they are from this version of Fetch on; a leader that
@@ -215,12 +217,13 @@ impl Task {
         };
         let connection = self.connection(node).await?;
         let registration = node.controller.image();
-        let epoch = registration
+        let own = registration
             .broker(node.broker_id)
-            .ok_or(FetchError::NotRegistered)?
-            .epoch;
+            .ok_or(FetchError::NotRegistered)?;
         request.replica_state.replica_id = node.broker_id.value();
-        request.replica_state.replica_epoch = epoch.value();
+        request.replica_state.replica_epoch = own.epoch.value();
+        let incarnation = Bytes::from(own.registration.incarnation.clone());
+        request.unknown_tagged_fields = tags::one(tags::INCARNATION, incarnation);
         request.max_wait_ms = settings.replica_fetch_wait_max_ms;
         request.min_bytes = settings.replica_fetch_min_bytes;
         request.max_bytes = settings.replica_fetch_response_max_bytes;

@@ -4,7 +4,11 @@ use crate::{
     scripted::{Scripted, connect_to, only_partition, read_from, topic_id},
     support::{Cluster, produce, soon, wait_for},
 };
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::time::timeout;
 use yuxi_protocol::{
     error_code::ErrorCode,
     ids::BrokerId,
@@ -132,6 +136,26 @@ async fn the_leader_serves_a_reader_in_its_own_rack_and_without_a_rack_aware_sel
     check(&[selector, ("broker.rack", "shared")], "shared").await;
     // The follower is, and the leader is not.
     check(&[], "rack-2").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_guessed_a_followers_epoch_acknowledges_nothing_for_it() {
+    let cluster = Cluster::start(1, &[]).await;
+    let follower = Scripted::register(&cluster, 9).await;
+    cluster.create_topic("t", &[1, 9], &[]).await;
+    let leader = connect_to(&cluster, 0).await;
+    let producer = cluster.producer().await;
+    let mut produced = Box::pin(produce(&producer, "t", "x"));
+    let pretender = Scripted::posing_as(follower, "another");
+    for _ in 0..20 {
+        let waiting = timeout(Duration::from_millis(20), &mut produced).await;
+        assert!(waiting.is_err(), "9 does not have it: {waiting:?}");
+        let answer = pretender.fetch(&cluster, &leader, "t", 1).await;
+        assert_eq!(
+            answer.error_code,
+            ErrorCode::ClusterAuthorizationFailed.code()
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,12 +15,14 @@ use yuxi_protocol::{
         FetchRequest, FetchResponse,
         fetch_request::{FetchPartition, FetchTopic, ReplicaState},
     },
+    tags,
 };
 
 /// A registered broker that does what the test makes it do, and nothing else.
 pub(crate) struct Scripted {
     id: i32,
     epoch: BrokerEpoch,
+    incarnation: String,
     /// It keeps the registration.
     _controller: Controller,
 }
@@ -45,8 +47,9 @@ impl Scripted {
         )
         .await
         .expect("a controller");
+        let incarnation = format!("scripted-{id}");
         let registration = Registration {
-            incarnation: format!("scripted-{id}"),
+            incarnation: incarnation.clone(),
             // Nobody is there; who was never reached is not taken for dead.
             endpoints: vec![Endpoint {
                 listener: "PLAINTEXT".to_owned(),
@@ -68,7 +71,16 @@ impl Scripted {
         Self {
             id,
             epoch,
+            incarnation,
             _controller: controller,
+        }
+    }
+
+    /// One that knows all of another's numbers.
+    pub(crate) fn posing_as(other: Self, incarnation: &str) -> Self {
+        Self {
+            incarnation: incarnation.to_owned(),
+            ..other
         }
     }
 
@@ -98,6 +110,10 @@ impl Scripted {
             })],
             session_epoch: -1,
             max_bytes: 1 << 20,
+            unknown_tagged_fields: tags::one(
+                tags::INCARNATION,
+                self.incarnation.clone().into_bytes().into(),
+            ),
         });
         only_partition(fetch(leader, request).await)
     }

@@ -3,7 +3,7 @@
 
 use crate::codec::{Bytes, TaggedField, TaggedFields};
 
-/// Which life of a broker asks the controller: text.
+/// Which life of a broker asks the controller, or fetches as a follower: text.
 pub const INCARNATION: u32 = 10_000;
 
 /// From which revision of the metadata on the controller's answer can be seen: an `i64`.

@@ -26,7 +26,7 @@ use std::{
     mem,
     sync::{Arc, Mutex},
 };
-use yuxi_controller::store::Revision;
+use yuxi_controller::{image::BrokerImage, store::Revision};
 use yuxi_protocol::{
     error_code::ErrorCode,
     ids::{BrokerEpoch, BrokerId, TopicId},
@@ -85,14 +85,25 @@ pub(super) struct Replica {
 
 impl Replica {
     /// An ordinary client that set a replica id moved the high watermark and lost data
-    /// (CVE-2018-1288), so a follower must be registered, in this incarnation.
-    pub(super) fn is_registered(self, context: &Context) -> bool {
+    /// (CVE-2018-1288), so a follower must be registered, and know in which incarnation.
+    pub(super) fn lives_as(self, incarnation: &[u8], context: &Context) -> bool {
+        self.finds_itself(context, |broker| {
+            broker.registration.incarnation.as_bytes() == incarnation
+        })
+    }
+
+    /// Whether it is still what it was when it proved that.
+    fn is_registered(self, context: &Context) -> bool {
+        self.finds_itself(context, |_| true)
+    }
+
+    fn finds_itself(self, context: &Context, suits: impl Fn(&BrokerImage) -> bool) -> bool {
         self.id != context.node.broker_id
             && context
                 .node
                 .image()
                 .broker(self.id)
-                .is_some_and(|broker| broker.epoch == self.broker_epoch)
+                .is_some_and(|broker| broker.epoch == self.broker_epoch && suits(broker))
     }
 }
 

@@ -4,8 +4,10 @@
 //! files. Sessions (KIP-227) remember the partitions of a consumer between requests.
 //!
 //! A fetch with a replica id changes what this leader knows of its followers, so it is
-//! believed only from a broker that is registered in that very incarnation (I7). Such a one
-//! is answered by [`followers`], everybody else here.
+//! believed only from a broker that is registered in that very incarnation (I7), and that
+//! names the incarnation, in a tagged field of ours: a broker's id and epoch are small numbers,
+//! and this can only be read in the metadata store. Such a one is answered by [`followers`],
+//! everybody else here.
 
 #[cfg(feature = "bench")]
 pub mod bench;
@@ -32,6 +34,7 @@ use yuxi_protocol::{
     error_code::ErrorCode,
     ids::{BrokerEpoch, BrokerId, TopicId},
     messages::{FetchRequest, KafkaRequest},
+    tags,
 };
 
 /// Topics are named by their ids from this version on.
@@ -178,7 +181,9 @@ impl Reader {
                 id: BrokerId::new(state.replica_id),
                 broker_epoch: BrokerEpoch::new(state.replica_epoch),
             };
-            if context.version >= REPLICA_STATE_FROM && replica.is_registered(context) {
+            let incarnation = tags::find(&fetch.unknown_tagged_fields, tags::INCARNATION);
+            let proves_itself = incarnation.is_some_and(|it| replica.lives_as(it, context));
+            if context.version >= REPLICA_STATE_FROM && proves_itself {
                 Self::Follower(replica)
             } else {
                 Self::Pretender
