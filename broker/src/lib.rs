@@ -43,7 +43,7 @@ use crate::{
 use std::{
     io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -58,7 +58,7 @@ use yuxi_controller::{
     settings::{HostPort, Listener, ServerSettings},
     store::{EmbeddedStore, EtcdOptions, EtcdStore, MetadataStore, StoreError},
 };
-use yuxi_log::{CleanShutdown, LogDir, LogDirError, MetaProperties};
+use yuxi_log::{CleanShutdown, Incarnations, LogDir, LogDirError, MetaProperties};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, TopicId};
 
 /// A session of the embedded store lives and dies with this process, so it is only made
@@ -111,6 +111,21 @@ pub enum StartError {
         /// The cluster in its `meta.properties`.
         cluster_id: String,
     },
+    /// The data directory is of a cluster whose metadata is elsewhere, and the start names no
+    /// metadata store.
+    #[error(
+        "{path} is of a broker of cluster {cluster_id}, whose metadata is not there: set \
+         etcd.endpoints, or another log.dirs; to make a cluster of its own of what this broker \
+         holds, remove {path}/{file}",
+        path = path.display(),
+        file = Incarnations::FILE_NAME
+    )]
+    MetadataElsewhere {
+        /// The directory.
+        path: PathBuf,
+        /// The cluster in its `meta.properties`.
+        cluster_id: String,
+    },
     /// The logs could not be checked.
     #[error("the logs could not be checked: {0}")]
     Logs(String),
@@ -133,6 +148,7 @@ impl StartError {
             | Self::File { .. }
             | Self::Stored(_)
             | Self::NoCluster { .. }
+            | Self::MetadataElsewhere { .. }
             | Self::Logs(_)
             | Self::Adoption(_) => false,
         }
@@ -184,6 +200,9 @@ impl Broker {
         }
         let store = EmbeddedStore::open(opened.directory.path())?;
         let adopt = store.read("").await?.entries.is_empty();
+        if adopt {
+            check_owner(opened.directory.path(), opened.stored.as_ref())?;
+        }
         Box::pin(Self::run(opened, store, StoreKind::Private { adopt })).await
     }
 
@@ -551,6 +570,23 @@ async fn check_cluster(
         stored: stored.cluster_id.clone(),
         expected,
     }))
+}
+
+/// Makes sure that an empty metadata store may take over what the data directory holds. A
+/// broker of a cluster that is started without its etcd must not: it would acknowledge records
+/// that the cluster never hears of.
+fn check_owner(directory: &Path, stored: Option<&MetaProperties>) -> Result<(), StartError> {
+    // Kafka has no such file. A damaged one names somebody.
+    let nobody = Incarnations::new(directory)
+        .read()
+        .is_ok_and(|lives| lives.is_empty());
+    match stored {
+        Some(stored) if !nobody => Err(StartError::MetadataElsewhere {
+            path: directory.to_owned(),
+            cluster_id: stored.cluster_id.clone(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 async fn bind(setting: &'static str, address: &HostPort) -> Result<TcpListener, StartError> {

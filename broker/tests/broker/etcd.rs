@@ -154,6 +154,27 @@ async fn a_directory_of_another_cluster_is_refused_before_the_broker_registers()
 }
 
 #[tokio::test]
+async fn a_broker_of_a_cluster_in_etcd_does_not_start_without_it() {
+    let etcd = process::shared();
+    let server = broker(etcd, &process::new_prefix(), "1").await;
+    let mut client = server.client().await;
+    client.create_topic("t", 1, &[]).await;
+    assert_eq!(client.produce("t", batch(&["a"])).await.error_code, 0);
+    let directory = server.shutdown_to_directory().await;
+    let path = directory.path();
+    for _ in 0..2 {
+        let started = soon("the refusal", start_broker(path, &[])).await;
+        let error = started.expect_err("it is refused").to_string();
+        assert!(error.contains("set etcd.endpoints"), "{error}");
+    }
+    // What it says can be done makes a cluster of what is there.
+    std::fs::remove_file(path.join("incarnations")).expect("the file that it names");
+    let server = Server::start_in(directory, Vec::new()).await;
+    assert_eq!(server.client().await.values("t", 0).await, ["a"]);
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_newer_layout_is_refused() {
     let etcd = process::shared();
     let prefix = process::new_prefix();
