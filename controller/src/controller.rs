@@ -95,11 +95,14 @@ impl Controller {
         let way_back = sender.downgrade();
         let metrics = Arc::new(ControllerMetrics::new());
         let measured = Arc::clone(&metrics);
-        let mut image = service::start(store, options, requests, way_back, measured).await?;
-        image
-            .wait_for(|image| image.cluster_id().is_some())
-            .await
-            .map_err(|_| ControllerError::Stopped)?;
+        let (mut image, refused) =
+            service::start(store, options, requests, way_back, measured).await?;
+        tokio::select! {
+            found = image.wait_for(|image| image.cluster_id().is_some()) => {
+                found.map_err(|_| ControllerError::Stopped)?;
+            }
+            Ok(error) = refused => return Err(error),
+        }
         Ok(Self {
             node_id,
             requests: sender,

@@ -97,10 +97,10 @@ pub enum ControllerError {
     #[error("This is not the correct controller for this cluster.")]
     NotController,
     /// The metadata store failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Store(#[from] StoreError),
     /// A value in the metadata store can't be read.
-    #[error("{0}")]
+    #[error(transparent)]
     Image(#[from] ValueError),
     /// The controller has stopped.
     #[error("The controller of this process has stopped.")]
@@ -157,6 +157,25 @@ impl ControllerError {
             Self::Store(StoreError::Damaged(_) | StoreError::Denied(_))
             | Self::Image(_)
             | Self::ProducerIdsExhausted => ErrorCode::UnknownServerError,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_the_store_is_said_once() {
+        // A daemon prints an error and whatever has caused it.
+        for error in [
+            ControllerError::from(StoreError::Denied("no".to_owned())),
+            ControllerError::from(ValueError::new("cluster", "no")),
+        ] {
+            let cause = error.source().map(ToString::to_string);
+            assert_ne!(cause, Some(error.to_string()));
         }
     }
 }

@@ -61,6 +61,11 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// How often one transaction is tried when its outcome is unknown or a guard failed.
 const MAX_ATTEMPTS: u32 = 3;
 
+/// How often to say that the store goes on failing in one way, and how often in ever other
+/// ways, as when several endpoints are away and tried in turns.
+const COMPLAINT: Duration = Duration::from_secs(10);
+const OTHER_COMPLAINT: Duration = Duration::from_secs(1);
+
 /// How long a loop that ends waits for the last call to the store.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
 
@@ -73,6 +78,12 @@ pub(crate) enum Request {
     Stop(oneshot::Sender<()>),
 }
 
+/// What comes of a start: the images, and why the store will never hold a cluster.
+type Starting = (
+    watch::Receiver<Arc<ClusterImage>>,
+    oneshot::Receiver<ControllerError>,
+);
+
 /// Reads the image, opens a session and starts the loop.
 pub(crate) async fn start<S: MetadataStore>(
     store: S,
@@ -80,7 +91,7 @@ pub(crate) async fn start<S: MetadataStore>(
     requests: mpsc::Receiver<Request>,
     way_back: mpsc::WeakSender<Request>,
     metrics: Arc<ControllerMetrics>,
-) -> Result<watch::Receiver<Arc<ClusterImage>>, ControllerError> {
+) -> Result<Starting, ControllerError> {
     let following = Following::start(&store).await?;
     let session = Session::open(&store, options.session_ttl).await?;
     let mut random = match options.seed {
@@ -88,6 +99,7 @@ pub(crate) async fn start<S: MetadataStore>(
         None => StdRng::from_os_rng(),
     };
     let receiver = following.subscribe();
+    let (found, refused) = oneshot::channel();
     let candidate = Candidate {
         node_id: options.node_id,
         incarnation: format!("{:016x}", random.next_u64()),
@@ -118,10 +130,12 @@ pub(crate) async fn start<S: MetadataStore>(
         running: None,
         unseen: VecDeque::new(),
         trouble: None,
+        complained: None,
+        found: Some(found),
         metrics,
     };
     tokio::spawn(service.run());
-    Ok(receiver)
+    Ok((receiver, refused))
 }
 
 struct Service<S> {
@@ -153,6 +167,10 @@ struct Service<S> {
     unseen: VecDeque<(Revision, Asked)>,
     /// What went wrong last, and until when to let it rest.
     trouble: Option<(Instant, ControllerError)>,
+    /// What was last said to be wrong, and when.
+    complained: Option<(Instant, ControllerError)>,
+    /// Who waits for a cluster hears here that there will be none.
+    found: Option<oneshot::Sender<ControllerError>>,
     metrics: Arc<ControllerMetrics>,
 }
 
@@ -483,9 +501,19 @@ impl<S: MetadataStore> Service<S> {
 
     /// Lets the store rest after an error; until then requests are refused with it.
     fn rest(&mut self, error: ControllerError) {
-        tracing::error!(%error, "the metadata store failed");
+        let now = Instant::now();
+        if is_worth_saying(&error, now, self.complained.as_ref()) {
+            tracing::error!(%error, "the metadata store failed");
+            self.complained = Some((now, error.clone()));
+        }
         self.metrics.store_failed();
-        self.trouble = Some((Instant::now() + RETRY_DELAY, error));
+        if matches!(error, ControllerError::Store(StoreError::Denied(_)))
+            && self.following.image().cluster_id().is_none()
+            && let Some(found) = self.found.take()
+        {
+            let _ = found.send(error.clone());
+        }
+        self.trouble = Some((now + RETRY_DELAY, error));
     }
 
     fn read_anew(&mut self, snapshot: &Snapshot, batches: Watch) {
@@ -629,6 +657,23 @@ fn found_cluster(cluster_id: &str) -> Transaction {
             session: None,
         }],
     }
+}
+
+/// Whether an error is to be said, though another may have been just before: what fails is
+/// tried again several times a second, and a store may be away for hours.
+fn is_worth_saying(
+    error: &ControllerError,
+    now: Instant,
+    last: Option<&(Instant, ControllerError)>,
+) -> bool {
+    last.is_none_or(|(at, said)| {
+        let rest = if error == said {
+            COMPLAINT
+        } else {
+            OTHER_COMPLAINT
+        };
+        now >= *at + rest
+    })
 }
 
 async fn or_never<F: Future>(future: Option<F>) -> F::Output {

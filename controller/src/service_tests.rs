@@ -26,6 +26,8 @@ enum Fault {
     RequestLost,
     /// The store says that it can't.
     Unavailable,
+    /// The store says that this process may not.
+    Denied,
     /// Another process has deleted the controller key just before.
     Deposed,
     /// It is applied, and the watch loses its place.
@@ -118,6 +120,7 @@ impl MetadataStore for FaultyStore {
             }
             Some(Fault::RequestLost) => unknown(),
             Some(Fault::Unavailable) => Err(StoreError::Unavailable("a fault".to_owned())),
+            Some(Fault::Denied) => Err(StoreError::Denied("a fault".to_owned())),
             Some(Fault::Deposed) => {
                 let deposed = Transaction {
                     guards: Vec::new(),
@@ -198,6 +201,13 @@ async fn broker_for(store: &FaultyStore, session_ttl: Duration) -> Controller {
 }
 
 async fn started(store: &FaultyStore, session_ttl: Duration) -> Controller {
+    starting(store, session_ttl).await.unwrap()
+}
+
+async fn starting(
+    store: &FaultyStore,
+    session_ttl: Duration,
+) -> Result<Controller, ControllerError> {
     let options = ControllerOptions {
         node_id: 1.into(),
         settings: Arc::new(settings()),
@@ -208,7 +218,7 @@ async fn started(store: &FaultyStore, session_ttl: Duration) -> Controller {
         cluster_id: None,
         seed: Some(1),
     };
-    Controller::start(store.clone(), options).await.unwrap()
+    Controller::start(store.clone(), options).await
 }
 
 async fn create(controller: &Controller) -> Result<(), ControllerError> {
@@ -344,6 +354,28 @@ async fn the_start_survives_lost_answers_and_a_store_that_fails_once() {
             assert_eq!(answer, Ok(()), "{key} {fault:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_start_ends_where_the_store_can_be_read_and_a_cluster_may_not_be_founded() {
+    let store = FaultyStore::new(&[("cluster", Fault::Denied)]);
+    let started = timeout(DEADLINE, starting(&store, DEADLINE)).await;
+    let error = started.expect("an end in time").err();
+    let denied = StoreError::Denied("a fault".to_owned());
+    assert_eq!(error, Some(ControllerError::Store(denied)));
+}
+
+#[test]
+fn what_goes_on_failing_is_said_at_intervals() {
+    let denied = |why: &str| ControllerError::Store(StoreError::Denied(why.to_owned()));
+    let now = Instant::now();
+    let said = (now, denied("one"));
+    let is_said = |why, after| is_worth_saying(&denied(why), now + after, Some(&said));
+    assert!(is_worth_saying(&denied("one"), now, None));
+    assert!(!is_said("one", RETRY_DELAY) && !is_said("one", OTHER_COMPLAINT));
+    assert!(is_said("one", COMPLAINT));
+    assert!(!is_said("another", RETRY_DELAY));
+    assert!(is_said("another", OTHER_COMPLAINT));
 }
 
 #[tokio::test]
