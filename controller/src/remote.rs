@@ -23,7 +23,7 @@ use tokio::{
     },
     sync::{Mutex as AsyncMutex, mpsc, oneshot, watch},
     task::{AbortHandle, JoinSet},
-    time::{sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use yuxi_protocol::{
     codec::{ApiVersion, StrBytes},
@@ -129,6 +129,10 @@ impl Shared {
         let carried = self.carry(&mut asked.command, registered);
         match timeout_at(asked.give_up_at, carried).await {
             Ok(Some(outcome)) => asked.finish(outcome),
+            // This process is the controller, and has lost its session: it may be for long.
+            Ok(None) if Instant::now() >= asked.give_up_at => {
+                asked.finish(Err(ControllerError::TimedOut));
+            }
             Ok(None) => {
                 // The image may say so a moment before the service knows.
                 sleep(RETRY_DELAY).await;

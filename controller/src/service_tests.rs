@@ -10,6 +10,7 @@ use futures_util::StreamExt as _;
 use super::*;
 use crate::{
     Controller,
+    command::{Call, Command},
     decide::{
         testing::{registration, settings},
         topics::NewTopic,
@@ -50,6 +51,8 @@ struct FaultyStore {
     refused: Arc<Mutex<u32>>,
     /// Sessions live on, and whoever keeps one is not told so.
     keeps_in_silence: Arc<AtomicBool>,
+    /// Nothing reaches it, and it shows nothing: no session ends either.
+    is_away: Arc<AtomicBool>,
 }
 
 impl FaultyStore {
@@ -61,7 +64,15 @@ impl FaultyStore {
             watch_delay: Duration::ZERO,
             refused: Arc::default(),
             keeps_in_silence: Arc::default(),
+            is_away: Arc::default(),
         }
+    }
+
+    fn reached(&self) -> Result<(), StoreError> {
+        if self.is_away.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("away".to_owned()));
+        }
+        Ok(())
     }
 
     fn next_fault(&self, transaction: &Transaction) -> Option<Fault> {
@@ -80,6 +91,7 @@ impl FaultyStore {
 
 impl MetadataStore for FaultyStore {
     async fn read(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        self.reached()?;
         self.store.read(prefix).await
     }
 
@@ -105,6 +117,7 @@ impl MetadataStore for FaultyStore {
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Commit, StoreError> {
+        self.reached()?;
         let unknown = || Err(StoreError::Unknown("a fault".to_owned()));
         // As with any store elsewhere, others go on meanwhile.
         tokio::task::yield_now().await;
@@ -156,11 +169,13 @@ impl MetadataStore for FaultyStore {
     }
 
     async fn open_session(&self, ttl: Duration) -> Result<SessionId, StoreError> {
+        self.reached()?;
         self.store.open_session(ttl).await
     }
 
     async fn keep_session(&self, session: SessionId) -> Result<(), StoreError> {
         self.store.keep_session(session).await?;
+        self.reached()?;
         if self.keeps_in_silence.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("a fault".to_owned()));
         }
@@ -168,6 +183,7 @@ impl MetadataStore for FaultyStore {
     }
 
     async fn close_session(&self, session: SessionId) -> Result<(), StoreError> {
+        self.reached()?;
         self.store.close_session(session).await
     }
 }
@@ -419,6 +435,29 @@ async fn a_controller_whose_session_may_have_ended_by_its_own_clock_decides_noth
     let _ = timeout(ttl * 4, create(&controller)).await;
     let decides = images.wait_for(|image| image.topic_count() == 1);
     timeout(ttl * 4, decides).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_call_to_a_controller_whose_store_stays_away_ends_in_time_and_is_not_made_later() {
+    let ttl = Duration::from_secs(2);
+    let store = FaultyStore::new(&[]);
+    let controller = broker_for(&store, ttl).await;
+    store.is_away.store(true, Ordering::SeqCst);
+    // By now it has lost its session, and the image still names it as the controller.
+    tokio::time::sleep(ttl + ttl / 2).await;
+    let (call, answer) = Call::new(());
+    let asked = Asked {
+        command: Command::AllocateProducerIds(call),
+        sender: None,
+        give_up_at: Instant::now() + RETRY_DELAY * 2,
+    };
+    controller.send_command(asked).await.unwrap();
+    let answer = timeout(RETRY_DELAY * 10, answer).await.expect("in time");
+    assert!(matches!(answer, Ok(Err(ControllerError::TimedOut))));
+    store.is_away.store(false, Ordering::SeqCst);
+    let next = timeout(DEADLINE, controller.allocate_producer_ids()).await;
+    let next = next.expect("in time").unwrap();
+    assert_eq!(next.first.value(), 0, "nobody was given the first ones");
 }
 
 /// A broker that loses the race for `key` to somebody who puts `value` there.
