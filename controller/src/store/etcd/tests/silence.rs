@@ -1,5 +1,6 @@
 //! A member whose connection lives while a watch over it says nothing. HTTP/2 does not notice
 //! that, so no real etcd that is killed, stopped or cut off shows what the watch does itself.
+//! And one of a version that no machine has any more.
 
 use h2::{RecvStream, SendStream, server};
 use hyper::{HeaderMap, Response, header};
@@ -15,6 +16,8 @@ use super::*;
 ///
 /// Version 3.5.0, led by member 1.
 const STATUS: &[u8] = b"\0\0\0\0\x0f\x0a\x04\x08\x01\x18\x01\x12\x053.5.0\x20\x01";
+/// The same of version 3.3.9.
+const OLD_STATUS: &[u8] = b"\0\0\0\0\x0f\x0a\x04\x08\x01\x18\x01\x12\x053.3.9\x20\x01";
 /// The watch is there.
 const CREATED: &[u8] = b"\0\0\0\0\x08\x0a\x04\x08\x01\x18\x01\x18\x01";
 
@@ -30,7 +33,7 @@ enum Asked {
 }
 
 /// Serves watches on which nothing ever happens and no question is answered.
-async fn serve(stream: TcpStream, asked: mpsc::UnboundedSender<Asked>) {
+async fn serve(stream: TcpStream, status: &'static [u8], asked: mpsc::UnboundedSender<Asked>) {
     let mut connection = server::handshake(stream).await.expect("HTTP/2");
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         let head = Response::builder().header(header::CONTENT_TYPE, "application/grpc");
@@ -41,7 +44,7 @@ async fn serve(stream: TcpStream, asked: mpsc::UnboundedSender<Asked>) {
         } else {
             let mut done = HeaderMap::new();
             done.insert("grpc-status", "0".parse().expect("a value"));
-            answer.send_data(STATUS.into(), false).expect("it is open");
+            answer.send_data(status.into(), false).expect("it is open");
             answer.send_trailers(done).expect("it is open");
         }
     }
@@ -62,16 +65,35 @@ async fn watched(
     }
 }
 
-#[tokio::test]
-async fn a_watch_that_is_silent_on_a_connection_that_lives_is_asked_and_then_begun_anew() {
+/// Where something listens that says this of itself, and what it is asked for.
+async fn start(status: &'static [u8]) -> (String, mpsc::UnboundedReceiver<Asked>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let (asked, mut questions) = mpsc::unbounded_channel();
+    let (asked, questions) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(stream, asked.clone()));
+            tokio::spawn(serve(stream, status, asked.clone()));
         }
     });
+    (url, questions)
+}
+
+#[tokio::test]
+async fn an_etcd_that_is_too_old_is_refused_by_its_version() {
+    let (url, _questions) = start(OLD_STATUS).await;
+    let error = refusal(options(&url)).await;
+    let StoreError::Denied(why) = &error else {
+        panic!("expected it to be denied, got {error:?}");
+    };
+    assert!(
+        why.contains("version 3.3.9") && why.contains("3.4 or later"),
+        "{why}"
+    );
+}
+
+#[tokio::test]
+async fn a_watch_that_is_silent_on_a_connection_that_lives_is_asked_and_then_begun_anew() {
+    let (url, mut questions) = start(STATUS).await;
     let connection = Connection::new(EtcdOptions {
         request_timeout: Duration::from_secs(1),
         ..options(&url)
