@@ -32,6 +32,9 @@ import interruption
 REPO = pathlib.Path(__file__).resolve().parent.parent
 PREFIX = "/yuxi/default/"
 
+# A partition gets its next record within so many seconds in every demo.
+LONGEST_PAUSE_S = 5
+
 
 class Failed(Exception):
     """Something is not as it should be; the message says what."""
@@ -413,16 +416,27 @@ class Cluster:
 
     def until_led_by(self, topic, brokers):
         """Waits until one of these brokers leads a partition of a topic; the states of all its partitions then. On
-        a busy machine all of them may have been replaced, and would be leaders again only minutes later."""
+        a busy machine all of them may have been replaced, and would be leaders again only minutes later. Where none
+        of them is preferred, as may be with few partitions, one of them becomes so."""
 
         def look():
             states = self.partitions(topic)
             if any(state["leader"] in brokers for state in states.values()):
                 return states
+            if not any(state["replicas"][0] in brokers for state in states.values()):
+                self._prefer_one_of(brokers, topic, states)
             self.yuxi("topic", "elect", topic)
             return None
 
         return until(look, "one of these brokers leads", 60, every_s=0.1)
+
+    def _prefer_one_of(self, brokers, topic, states):
+        for number, state in states.items():
+            for broker in state["replicas"]:
+                if broker in brokers:
+                    order = [broker, *(other for other in state["replicas"] if other != broker)]
+                    self.yuxi("topic", "reassign", topic, "-p", number, "--to", ",".join(map(str, order)))
+                    return
 
     def until_in_sync(self, topic, timeout_s=60.0):
         """Waits until every replica of a topic is in sync."""
@@ -511,6 +525,8 @@ def arguments(text, **defaults):
     given = parser.parse_args()
     if given.brokers < 3 or given.partitions < 1 or given.rate < 1:
         parser.error("a demo needs at least 3 brokers, 1 partition and 1 record a second")
+    if given.rate * LONGEST_PAUSE_S < given.partitions:
+        parser.error(f"a demo waits for records in each partition: --rate must be at least --partitions / {LONGEST_PAUSE_S}")
     return given
 
 
