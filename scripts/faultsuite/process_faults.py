@@ -35,9 +35,13 @@ def kill_controller(scene):
 @fault("kill-leader-and-controller", DOWN, partition=a_partition)
 def kill_leader_and_controller(scene, partition):
     """kill -9 of the controller and of the leader of a partition at once (one process, if it is both)."""
+    yield from kill_and_restart(*take_leader_and_controller(scene, partition))
+
+
+def take_leader_and_controller(scene, partition):
     controller = scene.take_controller()
     is_both = scene.leader(partition) is controller
-    yield from kill_and_restart(controller, *([] if is_both else [scene.take_leader(partition)]))
+    return [controller] if is_both else [controller, scene.take_leader(partition)]
 
 
 @fault("kill-all", seconds(0.5, 4))
@@ -66,10 +70,24 @@ def rolling_restart(scene):
     yield "stopped and started every broker, one after another"
 
 
-def freeze_and_thaw(node):
-    node.freeze()
-    yield f"froze {node.name}"
-    node.thaw()
+def freeze_and_thaw(*nodes):
+    for node in nodes:
+        node.freeze()
+    yield f"froze {' and '.join(node.name for node in nodes)}"
+    for node in nodes:
+        node.thaw()
+
+
+@fault("freeze-leader-and-controller", seconds(1.5, 11), partition=a_partition)
+def freeze_leader_and_controller(scene, partition):
+    """SIGSTOP of the controller and of the leader of a partition at once, perhaps for longer than their sessions."""
+    yield from freeze_and_thaw(*take_leader_and_controller(scene, partition))
+
+
+@fault("freeze-all", seconds(1.5, 11))
+def freeze_all(scene):
+    """SIGSTOP of every broker at once, perhaps for longer than their sessions."""
+    yield from freeze_and_thaw(*scene.take_all_brokers())
 
 
 def freeze_leader(scene, partition):

@@ -99,15 +99,17 @@ def test_who_is_killed_is_started_again_when_healed(scene, name, parameters, lef
 
 
 @pytest.mark.parametrize("name, parameters, frozen", [
-    ("freeze-leader", {"partition": 2}, 3), ("freeze-follower", {"partition": 0}, 2), ("freeze-controller", {}, 1),
+    ("freeze-leader", {"partition": 2}, [3]), ("freeze-follower", {"partition": 0}, [2]), ("freeze-controller", {}, [1]),
+    ("freeze-leader-and-controller", {"partition": 2}, [1, 3]), ("freeze-leader-and-controller", {"partition": 0}, [1]),
+    ("freeze-all", {}, [1, 2, 3]),
 ])  # fmt: skip
 def test_who_is_frozen_is_thawed_when_healed(scene, name, parameters, frozen):
     strike = FAULTS[name].inflict(scene, **parameters)
     next(strike)
-    node = scene.broker(frozen)
-    until(lambda: state_of(node) == "T", "it is stopped", 5)
+    stopped = lambda: [number for number, node in scene.cluster.brokers.items() if state_of(node) == "T"]
+    until(lambda: stopped() == frozen, "they are stopped", 5)
     next(strike, None)
-    until(lambda: state_of(node) != "T", "it goes on", 5)
+    until(lambda: not stopped(), "they go on", 5)
 
 
 def test_a_fast_restart_is_another_process(scene):
