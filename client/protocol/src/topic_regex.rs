@@ -6,6 +6,8 @@
 //! automaton may be that it becomes: its work is bounded by `MAX_MATCHING_WORK` whatever
 //! is asked for.
 
+use std::borrow::Cow;
+
 use regex::bytes::{Regex, RegexBuilder};
 
 /// States of an automaton times bytes of topic names: what one look at all topics may take
@@ -48,7 +50,8 @@ impl TopicRegex {
             let ascii = builder(pattern, bytes).unicode(false).build();
             ascii.or_else(|_| builder(pattern, bytes).build())
         };
-        let compiled = build(text).and_then(|_| build(&format!(r"\A(?:{text})\z")));
+        let pattern = unquoted(text);
+        let compiled = build(&pattern).and_then(|_| build(&format!(r"\A(?:{pattern})\z")));
         compiled.map(Self).map_err(|error| InvalidTopicRegex {
             regex: text.to_owned(),
             // Of its several lines the last one says what is wrong.
@@ -66,6 +69,32 @@ impl TopicRegex {
     pub fn matches(&self, name: &str) -> bool {
         self.0.is_match(name.as_bytes())
     }
+}
+
+/// The regex without `\Q…\E`, whose text is meant as it stands. Kafka's (RE2) has that, and
+/// Java's `Pattern.quote` makes it.
+fn unquoted(text: &str) -> Cow<'_, str> {
+    if !text.contains(r"\Q") {
+        return Cow::Borrowed(text);
+    }
+    let mut pattern = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        pattern.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if let Some(quoted) = rest.strip_prefix(r"\Q") {
+            let (literal, after) = quoted.split_once(r"\E").unwrap_or((quoted, ""));
+            pattern.push_str(&regex::escape(literal));
+            rest = after;
+        } else {
+            // A backslash and what it escapes, which may be a backslash.
+            let length = 1 + rest[1..].chars().next().map_or(0, char::len_utf8);
+            pattern.push_str(&rest[..length]);
+            rest = &rest[length..];
+        }
+    }
+    pattern.push_str(rest);
+    Cow::Owned(pattern)
 }
 
 fn builder(pattern: &str, bytes: usize) -> RegexBuilder {
@@ -89,6 +118,25 @@ mod tests {
         ] {
             assert_eq!(regex.matches(name), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_quoted_is_meant_as_it_stands() {
+        for (text, name, expected) in [
+            (r"\Qa.b\E", "a.b", true),
+            (r"\Qa.b\E", "axb", false),
+            (r"\Qa.b\E.*|c", "a.b-1", true),
+            (r"\Qa.b\E.*|c", "c", true),
+            (r"x\Qa.b", "xa.b", true),
+            (r"(\Q(\E|\Q)\E)a\.\Q\E", "(a.", true),
+            (r"\\Q", r"\Q", true),
+            (r"\Qa\E\\E\Qb\E", r"a\Eb", true),
+        ] {
+            let regex = TopicRegex::compile(text, 0).expect(text);
+            assert_eq!(regex.matches(name), expected, "{text} {name}");
+        }
+        TopicRegex::compile(r"\Qa\E\", 0).expect_err("nothing is escaped");
+        TopicRegex::compile(r"\Qa\E\E", 0).expect_err("nothing is quoted");
     }
 
     #[test]
