@@ -141,14 +141,15 @@ impl GroupShard {
     ) -> Result<(), ErrorCode> {
         let generation = request.generation_id_or_member_epoch;
         if let Some(group) = self.consumers.get(&request.group_id) {
-            let member = group.validate_commit(&request.member_id, generation)?;
-            // Older clients do not know what a stale member epoch is.
+            let Some(member) = group.committing_member(&request.member_id, generation)? else {
+                return Ok(());
+            };
+            // Older clients do not know what a stale member epoch is, and are not told of one.
             let knows_epochs = context.api_version >= FIRST_COMMIT_VERSION_WITH_GROUP_ID_NOT_FOUND;
-            return match member {
-                Some(member) if !member.is_classic() && !knows_epochs => {
-                    Err(ErrorCode::UnsupportedVersion)
-                }
-                _ => Ok(()),
+            return if member.is_classic() || knows_epochs {
+                member.validate_epoch(generation)
+            } else {
+                Err(ErrorCode::UnsupportedVersion)
             };
         }
         let Some(group) = self.groups.get(&request.group_id) else {

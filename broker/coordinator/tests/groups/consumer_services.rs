@@ -161,6 +161,8 @@ fn offsets_are_committed_and_read_by_members_of_this_epoch_only() {
         (commit("m", 0, 9), ErrorCode::StaleMemberEpoch),
         (commit("m", 2, 9), ErrorCode::StaleMemberEpoch),
         (commit("m", 1, 8), ErrorCode::UnsupportedVersion),
+        // Who commits so does not know what a stale member epoch is.
+        (commit("m", 0, 8), ErrorCode::UnsupportedVersion),
         (commit("zombie", 1, 9), ErrorCode::UnknownMemberId),
         // An administrator does not commit over the members' heads.
         (commit("", -1, 9), ErrorCode::UnknownMemberId),

@@ -80,11 +80,13 @@ impl GroupShard {
             if says_nothing_of_the_group(request) {
                 return Ok(());
             }
+            let Some(member) = group.committing_member(&request.member_id, generation)? else {
+                return Ok(());
+            };
             // Producers know the errors of classic groups only.
-            return match group.validate_commit(&request.member_id, generation) {
-                Ok(_) => Ok(()),
+            return match member.validate_epoch(generation) {
                 Err(ErrorCode::StaleMemberEpoch) => Err(ErrorCode::IllegalGeneration),
-                Err(error) => Err(error),
+                valid => valid,
             };
         }
         let Some(group) = self.groups.get(group_id) else {
