@@ -10,7 +10,7 @@ from daemon import wait_until
 from test_hostile_transactions import INVALID_PRODUCER_EPOCH
 from test_restart import create
 from test_transactions import ALONE, committed, transactional
-from wire import Connection, unsigned_varint
+from wire import Connection, compact, unsigned_varint
 
 WRITE_TXN_MARKERS = 27
 TRANSACTION_COORDINATOR_FENCED = 52
@@ -32,10 +32,6 @@ def connection(target):
 def topic(target, name):
     create(target, name)
     return name
-
-
-def compact(text):
-    return unsigned_varint(len(text) + 1) + text.encode()
 
 
 def mark(c, topic, producer_id, epoch, coordinator_epoch=0, commit=False, partition=0):

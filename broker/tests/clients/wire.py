@@ -83,13 +83,22 @@ def header(key, version, correlation=7, client="test"):
 FIRST_FLEXIBLE = {
     0: 9, 1: 12, 2: 6, 3: 9, 8: 8, 9: 6, 10: 3, 11: 6, 12: 4, 13: 4, 14: 4, 15: 5, 16: 3, 17: 99, 18: 3, 19: 5,
     20: 4, 21: 2, 22: 2, 23: 4, 24: 3, 25: 3, 26: 3, 27: 1, 28: 3, 29: 2, 30: 2, 31: 2, 32: 4, 33: 2, 34: 2, 35: 2,
-    36: 2, 37: 2, 38: 2, 39: 2, 40: 2, 41: 2, 42: 2, 43: 2, 44: 1, 45: 0, 46: 0, 47: 99, 48: 1, 49: 1,
+    36: 2, 37: 2, 38: 2, 39: 2, 40: 2, 41: 2, 42: 2, 43: 2, 44: 1, 45: 0, 46: 0, 47: 99, 48: 1, 49: 1, 68: 0,
 }  # fmt: skip
 
 
 def string(text):
     data = text if isinstance(text, bytes) else text.encode()
     return struct.pack(">h", len(data)) + data
+
+
+def compact(text):
+    """A string of a flexible version, or null."""
+    return b"\0" if text is None else unsigned_varint(len(text.encode()) + 1) + text.encode()
+
+
+def compact_array(items):
+    return b"\0" if items is None else unsigned_varint(len(items) + 1) + b"".join(items)
 
 
 def array(items):
