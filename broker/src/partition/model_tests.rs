@@ -162,7 +162,16 @@ impl Model {
         builder
             .append(self.now_ms, None, Some(&value.to_be_bytes()), &[])
             .expect("a record");
-        let batch = Admitted::own(builder.build().expect("a batch"), 1);
+        let mut batch = Admitted::own(builder.build().expect("a batch"), 1);
+        if transactional
+            && let Some(guard) = replica.partition.needs_verification(
+                producer_id,
+                ProducerEpoch::new(0),
+                NO_SEQUENCE,
+            )
+        {
+            batch = batch.verified(guard);
+        }
         let Ok(appended) = replica
             .partition
             .append(&batch, RequiredAcks::All, self.now_ms)

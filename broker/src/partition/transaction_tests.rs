@@ -7,7 +7,7 @@ use super::{
 };
 use yuxi_protocol::{
     ids::{BrokerEpoch, ProducerEpoch, ProducerId},
-    record::RecordBatchBuilder,
+    record::{RecordBatchBuilder, batch::NO_SEQUENCE},
 };
 
 const ME: BrokerId = BrokerId::new(1);
@@ -109,6 +109,33 @@ fn a_transaction_begins_only_with_a_guard_that_no_marker_has_made_worthless() {
     partition.become_leader(&state(2, ME), NOW);
     let again = partition.needs_verification(ProducerId::new(8), epoch, 0);
     assert_ne!(guard, again);
+}
+
+#[test]
+fn offsets_that_come_just_after_their_transactions_end_begin_no_other() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let partition = led(directory.path());
+    let epoch = ProducerEpoch::new(0);
+    // As the group's coordinator has them written.
+    let offsets = || {
+        let mut builder = RecordBatchBuilder::new()
+            .producer(ID, epoch, NO_SEQUENCE)
+            .transactional();
+        builder
+            .append(NOW, Some(b"key"), Some(b"offset"), &[])
+            .expect("a record");
+        Admitted::own(builder.build().expect("a batch"), 1)
+    };
+    let guard = partition.needs_verification(ID, epoch, NO_SEQUENCE);
+    let first = offsets().verified(guard.expect("a guard"));
+    append(&partition, &first).expect("appended");
+    append(&partition, &offsets()).expect("it is open");
+    assert_eq!(partition.needs_verification(ID, epoch, NO_SEQUENCE), None);
+    // So nobody is asked; and then the marker is faster.
+    end(&partition, &marker(0, true)).expect("appended");
+    let refused = append(&partition, &offsets()).map(|_| ());
+    assert_eq!(refused, Err(ErrorCode::InvalidTxnState), "I13");
+    assert_eq!(partition.offsets().last_stable, Offset::new(3));
 }
 
 #[test]

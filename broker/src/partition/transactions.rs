@@ -5,7 +5,7 @@ use super::{
     Appended, Partition, PartitionError, RequiredAcks, State, VerificationGuard,
     admission::Admitted, verification::Unverified,
 };
-use yuxi_log::{AppendError, AppendOrigin, ProducerEntry};
+use yuxi_log::{AppendError, ProducerEntry};
 use yuxi_protocol::{
     ids::{ProducerEpoch, ProducerId},
     record::{BatchHeader, EndMarker},
@@ -118,17 +118,16 @@ impl State {
     }
 
     /// Refuses a batch that would begin a transaction of which its coordinator may not know
-    /// (I13). A coordinator of this broker that appends for a producer has asked itself; it
-    /// is held to its guard if it has one.
+    /// (I13), be it a client's or offsets that the coordinator of a group writes for one.
+    /// Markers only end transactions.
     pub(super) fn check_verified(
         &self,
         batch: &Admitted,
         header: &BatchHeader,
     ) -> Result<(), PartitionError> {
         let producer_id = header.producer_id;
-        let must_be = batch.origin() == AppendOrigin::Client || batch.guard().is_some();
-        if !header.is_transactional()
-            || !must_be
+        let begins_one = header.is_transactional() && !header.is_control();
+        if !begins_one
             || self.is_transaction_open(producer_id, header.producer_epoch)
             || self.log.is_duplicate(header)
         {
