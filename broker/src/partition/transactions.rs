@@ -55,6 +55,20 @@ impl Partition {
         Some(verifications.ask(producer_id, producer_epoch, base_sequence))
     }
 
+    /// As [`Partition::needs_verification`], by the protocol in which each transaction has an
+    /// epoch of its own: whoever is unknown here has a first batch, and that is not this one
+    /// unless its sequence is 0.
+    pub(crate) fn needs_verification_from_0(
+        &self,
+        producer_id: ProducerId,
+        producer_epoch: ProducerEpoch,
+        base_sequence: i32,
+    ) -> Option<VerificationGuard> {
+        let is_known = self.state().log.producer(producer_id).is_some();
+        let lowest_sequence = if is_known { base_sequence } else { 0 };
+        self.needs_verification(producer_id, producer_epoch, lowest_sequence)
+    }
+
     /// Appends the marker that ends a producer's transaction; it is acknowledged once it is
     /// below the high watermark. A marker that is here already is appended once more, since
     /// its first acknowledgement may have been lost.

@@ -376,6 +376,33 @@ async fn by_the_new_protocol_a_produce_adds_its_partition_and_each_transaction_h
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn by_the_new_protocol_a_producer_that_is_unknown_begins_with_its_first_batch() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    client.create_topic("t", 1, &[]).await;
+    let who = client.init(60_000).await;
+    // What was sent before it is lost.
+    let gap = transactional(who, 3, &["gap"]);
+    assert_eq!(
+        client.write_in(12, "t", gap).await,
+        code(ErrorCode::OutOfOrderSequenceNumber)
+    );
+    for (sequence, value) in [(0, "a"), (1, "b")] {
+        let batch = transactional(who, sequence, &[value]);
+        assert_eq!(client.write_in(12, "t", batch).await, 0);
+    }
+    assert_eq!(client.end(3, who, true).await.error_code, 0);
+    client.until("CompleteCommit").await;
+    // One that came to the new protocol meanwhile has its old epoch still.
+    let batch = transactional(who, 2, &["c"]);
+    assert_eq!(client.write_in(12, "t", batch).await, 0);
+    assert_eq!(client.end(5, who, true).await.error_code, 0);
+    client.until("CompleteCommit").await;
+    assert_eq!(client.committed("t").await, ["a", "b", "c"]);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn markers_that_come_again_and_again_leave_the_next_transaction_alone() {
     let server = Server::start().await;
     let mut client = server.client().await;

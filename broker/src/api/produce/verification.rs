@@ -32,6 +32,8 @@ pub(super) struct Question {
     producer_id: ProducerId,
     producer_epoch: ProducerEpoch,
     base_sequence: i32,
+    /// The producer speaks transaction.version 2.
+    adds: bool,
 }
 
 /// What became of the questions, by where the batches stand in the request. A batch that
@@ -93,6 +95,7 @@ pub(super) fn questions(context: &Context, produce: &ProduceRequest) -> Vec<Ques
                 producer_id: header.producer_id,
                 producer_epoch: header.producer_epoch,
                 base_sequence: header.base_sequence,
+                adds: context.version >= ADDS_FROM,
             };
             if question.guard().is_some() {
                 questions.push(question);
@@ -104,8 +107,12 @@ pub(super) fn questions(context: &Context, produce: &ProduceRequest) -> Vec<Ques
 
 impl Question {
     fn guard(&self) -> Option<VerificationGuard> {
-        self.at
-            .needs_verification(self.producer_id, self.producer_epoch, self.base_sequence)
+        let (id, epoch, sequence) = (self.producer_id, self.producer_epoch, self.base_sequence);
+        if self.adds {
+            self.at.needs_verification_from_0(id, epoch, sequence)
+        } else {
+            self.at.needs_verification(id, epoch, sequence)
+        }
     }
 }
 
