@@ -89,7 +89,7 @@ fn main() {
     };
     let before = resident_kib();
     let mut shard = GroupShard::new(GroupConfig::default(), Box::new(|| [0; 16]));
-    shard.loaded(0);
+    shard.loaded(&Cluster, 0);
     for group in 0..GROUPS {
         send(&mut shard, heartbeat(group, 0), 0);
     }

@@ -138,7 +138,7 @@ impl Groups {
                 let empty = GroupShard::new(groups.config.clone(), Box::new(new_id));
                 groups.shards.load(&node, &shard, empty, |state| {
                     if let Ok(group) = state.serving() {
-                        group.loaded(time::now_ms());
+                        group.loaded(&View(&node.image()), time::now_ms());
                     }
                 });
             });

@@ -98,11 +98,6 @@ impl ConsumerGroupConfig {
         )
         .unwrap_or(self.heartbeat_interval_ms)
     }
-
-    /// The longest that any member may be silent, whatever is set for its group.
-    pub(super) fn longest_session_timeout_ms(&self) -> i32 {
-        self.session_timeout_ms.max(*self.session_timeouts_ms.end())
-    }
 }
 
 fn within(value: Option<i32>, range: &RangeInclusive<i32>) -> Option<i32> {

@@ -27,7 +27,7 @@ pub fn fuzz_record(bytes: &[u8]) {
         // A refusal must leave the shard as usable as it was.
         let _ = shard.replay(&key, Some(&Bytes::new()));
         let _ = shard.replay(&key, value);
-        shard.loaded(0);
+        shard.loaded(&NoTopics, 0);
         for _ in 0..8 {
             let Some(deadline_ms) = shard.next_deadline() else {
                 break;

@@ -164,10 +164,10 @@ impl GroupShard {
 
     /// All records are in: members' sessions begin anew, since nobody could have heard
     /// from them. Groups with members are stable, as the log has them.
-    pub fn loaded(&mut self, now_ms: i64) {
+    pub fn loaded(&mut self, cluster: &dyn ClusterView, now_ms: i64) {
         self.phase.loaded();
         self.schedule_clean_up(now_ms);
-        self.arm_loaded_consumers(now_ms);
+        self.arm_loaded_consumers(cluster, now_ms);
         let mut effects = Effects::default();
         let ids: Vec<StrBytes> = self.groups.keys().cloned().collect();
         for id in ids {

@@ -65,7 +65,7 @@ pub(crate) struct Runtime {
 impl Runtime {
     pub(crate) fn new(config: GroupConfig) -> Self {
         let mut shard = GroupShard::new(config.clone(), counting_uuids(0));
-        shard.loaded(START_MS);
+        shard.loaded(&Cluster::default(), START_MS);
         Self {
             shard,
             config,
@@ -206,7 +206,7 @@ impl Runtime {
             }
             .expect("our own records are in order");
         }
-        shard.loaded(self.now_ms);
+        shard.loaded(&self.cluster, self.now_ms);
         shard
     }
 
@@ -649,7 +649,7 @@ pub(crate) fn replayed(config: &GroupConfig, log: &[CoordinatorRecord], now_ms: 
             .replay(&record.key, record.value.as_ref())
             .expect("our own records are in order");
     }
-    shard.loaded(now_ms);
+    shard.loaded(&Cluster::default(), now_ms);
     shard
 }
 

@@ -189,15 +189,19 @@ impl GroupShard {
     }
 
     /// All records are in: members' times begin anew.
-    pub(in crate::groups) fn arm_loaded_consumers(&mut self, now_ms: i64) {
+    pub(in crate::groups) fn arm_loaded_consumers(
+        &mut self,
+        cluster: &dyn ClusterView,
+        now_ms: i64,
+    ) {
         let mut due = Vec::new();
         for (id, group) in &self.consumers {
+            let overrides = cluster.group_overrides(id);
             for (member_id, member) in &group.members {
                 let subscription = &member.subscription;
                 let session_ms = match &subscription.classic {
                     Some(classic) => classic.session_timeout_ms,
-                    // What is set for the group is known with the next heartbeat.
-                    None => self.config.consumer.longest_session_timeout_ms(),
+                    None => self.config.consumer.session_timeout_ms(&overrides),
                 };
                 due.push((ConsumerTimer::Session.key(id, member_id), session_ms, None));
                 if member.current.state == MemberState::UnrevokedPartitions && !member.is_classic()
