@@ -30,12 +30,14 @@ use yuxi_protocol::{
         produce_request::{PartitionProduceData, TopicProduceData},
     },
     record::RecordBatchBuilder,
+    tags,
 };
 
 const DEADLINE: Duration = Duration::from_mins(1);
 const PATIENCE_MS: i32 = 60_000;
 const ME: BrokerId = BrokerId::new(1);
 const OTHER: BrokerId = BrokerId::new(2);
+const OTHER_INCARNATION: &str = "other";
 const TOPIC: TopicId = TopicId::from_bytes([1; 16]);
 const CORRELATION_ID: i32 = 7;
 const FRAME_BYTES: usize = 1 << 20;
@@ -74,7 +76,7 @@ impl Lagging {
         };
         let other = start(OTHER, Campaign::OnceRegistered).await;
         let registering = other.register_broker(Registration {
-            incarnation: "other".to_owned(),
+            incarnation: OTHER_INCARNATION.to_owned(),
             endpoints: vec![Endpoint {
                 listener: "PLAINTEXT".to_owned(),
                 security_protocol: "PLAINTEXT".to_owned(),
@@ -224,10 +226,12 @@ async fn who_comes_to_a_new_leader_before_it_knows_waits_and_is_served() {
     let produced = lagging.ask(&produce());
     assert!(matches!(produced, Started::Held(_)), "the next must wait");
     let consumed = lagging.ask(&fetch(ReplicaState::default()));
-    let followed = lagging.ask(&fetch(message!(ReplicaState {
+    let mut follow = fetch(message!(ReplicaState {
         replica_id: OTHER.value(),
         replica_epoch: lagging.other.1.value(),
-    })));
+    }));
+    follow.unknown_tagged_fields = tags::one(tags::INCARNATION, OTHER_INCARNATION.into());
+    let followed = lagging.ask(&follow);
     lagging.catch_up().await;
     let answer_to_produce = answer::<ProduceRequest>(produced).await;
     let part = &answer_to_produce.responses[0].partition_responses[0];
