@@ -3,9 +3,10 @@
 //! which says what a copy looks like and judges it).
 //!
 //! ```text
-//! copies BOOTSTRAP SOURCE TOPIC GROUP NUMBER JOURNAL
+//! copies BOOTSTRAP SOURCE TOPIC GROUP PROTOCOL NUMBER JOURNAL
 //! ```
 //!
+//! PROTOCOL is the group's: classic or consumer.
 //! It appends a line to the journal for each record that it knows to be committed, and for each
 //! transaction that it aborted, as it does with some on purpose. It ends on SIGTERM, and with an
 //! error where only a new program can go on: whoever starts it again goes on where the last
@@ -41,16 +42,15 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [bootstrap, source, topic, group, number, journal] = arguments.as_slice() else {
-        anyhow::bail!("usage: copies BOOTSTRAP SOURCE TOPIC GROUP NUMBER JOURNAL");
+    let [bootstrap, source, topic, group, protocol, number, journal] = arguments.as_slice() else {
+        anyhow::bail!("usage: copies BOOTSTRAP SOURCE TOPIC GROUP PROTOCOL NUMBER JOURNAL");
     };
     let mut config = ClientConfig::new(bootstrap)?;
     for (name, value) in [
         ("transactional.id", format!("{topic}-{number}").as_str()),
         ("transaction.timeout.ms", "5000"),
         ("group.id", group),
-        ("session.timeout.ms", "6000"),
-        ("heartbeat.interval.ms", "1000"),
+        ("group.protocol", protocol),
         ("enable.auto.commit", "false"),
         ("auto.offset.reset", "earliest"),
         ("isolation.level", "read_committed"),
@@ -59,6 +59,11 @@ async fn main() -> anyhow::Result<()> {
         ("reconnect.backoff.max.ms", "200"),
     ] {
         config.set(name, value)?;
+    }
+    // By the other protocol the coordinator has the times.
+    if protocol == "classic" {
+        config.set("session.timeout.ms", "6000")?;
+        config.set("heartbeat.interval.ms", "1000")?;
     }
     let connecting = TransactionalProducer::connect(config.clone());
     let producer = timeout(TRANSACTION_LIMIT, connecting).await??;

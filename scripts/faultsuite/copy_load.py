@@ -3,7 +3,7 @@ of which is now and then killed with -9, or stopped for longer than its session 
 end, on SIGTERM, all is read again and judged (copy_ledger.py).
 
 The programs are of librdkafka, which speaks the transaction protocol of KIP-98 whatever the cluster offers; or of
-Yuxi's own client (client/examples/copies.rs), which speaks that of KIP-890.
+Yuxi's own client (client/examples/copies.rs), which speaks that of KIP-890. Their group is of either protocol.
 
 It prints a report and writes a journal like the other loads; a line more tells of each aborted transaction:
 
@@ -35,7 +35,8 @@ LINGER_S = 0.25
 # Of a hundred transactions so many are aborted on purpose.
 ABORT_PERCENT = 10
 TRANSACTION_TIMEOUT_MS = 5000
-SESSION_TIMEOUT_MS = 6000
+# By the consumer protocol (KIP-848) the coordinator has the times.
+MEMBERSHIP = {"classic": {"session.timeout.ms": 6000, "heartbeat.interval.ms": 1000}, "consumer": {}}
 CALL_S = 10
 # By then the broker has aborted it. Longer than a program is stopped.
 TRANSACTION_S = 20
@@ -83,14 +84,19 @@ def work(given):
     journal = Journal(given.journal)
     consumer = Consumer({
         **settings(given), "group.id": given.group, "enable.auto.commit": False, "auto.offset.reset": "earliest",
-        "isolation.level": "read_committed", "session.timeout.ms": SESSION_TIMEOUT_MS, "heartbeat.interval.ms": 1000,
+        "isolation.level": "read_committed", "group.protocol": given.group_protocol, **MEMBERSHIP[given.group_protocol],
     })  # fmt: skip
     writer = producer(given, given.worker)
     with or_exit(TRANSACTION_S):
         insist(writer.init_transactions, CALL_S)
     messages = []
-    # Whoever reads a partition next begins where the last commit stands.
-    consumer.subscribe([given.source], on_revoke=lambda *_: messages.clear())
+
+    def revoked(_, partitions):
+        # Whoever reads these next begins where the last commit stands. By the consumer protocol the others are read on.
+        gone = {partition.partition for partition in partitions}
+        messages[:] = [message for message in messages if message.partition() not in gone]
+
+    consumer.subscribe([given.source], on_revoke=revoked)
     number, parent = 0, os.getppid()
     while not ending.is_set() and os.getppid() == parent:
         messages.clear()
@@ -182,7 +188,7 @@ def keep_up(given, ending):
 def start(given, number):
     command = [sys.executable, *sys.argv, "--worker", str(number)]
     if given.program:
-        command = [given.program, given.bootstrap, given.source, given.topic, given.group, str(number), given.journal]
+        command = [given.program, given.bootstrap, given.source, given.topic, given.group, given.group_protocol, str(number), given.journal]
     return subprocess.Popen(command)
 
 
@@ -257,6 +263,7 @@ def main():
     parser.add_argument("topic")
     parser.add_argument("--partitions", type=int, required=True)
     parser.add_argument("--group", required=True)
+    parser.add_argument("--group-protocol", choices=list(MEMBERSHIP), required=True)
     parser.add_argument("--seed", type=int, required=True, help="draws when which program is struck")
     parser.add_argument("--journal", required=True)
     parser.add_argument("--program", help="copies instead of librdkafka: client/examples/copies.rs")

@@ -53,8 +53,9 @@ class Running:
         return report, wrong
 
 
-def start(cluster, partitions, rate, seed, copier=None):
-    """Starts the loads, each with its share of the records per second. `copier` copies instead of librdkafka."""
+def start(cluster, partitions, rate, seed, group_protocol, copier=None):
+    """Starts the loads, each with its share of the records per second. `copier` copies instead of librdkafka, and who
+    copies is in a group of `group_protocol`."""
     kinds = {
         "idempotent": FAULTY_WITH_IDEMPOTENCE,
         "plain": FAULTY,
@@ -74,7 +75,8 @@ def start(cluster, partitions, rate, seed, copier=None):
             replication = ["--replicas", min(3, len(cluster.brokers)), "--min-insync-replicas", min(2, len(cluster.brokers))]
             process = cluster.verify(kind, *options, *replication, settings=settings, name=kind)
         loads.append(Running(kind, process, Tail(process.journal), faulty))
-    copying = ["--partitions", partitions, "--group", "copy", "--seed", seed, *(["--program", copier] if copier else [])]
+    copying = ["--partitions", partitions, "--group", "copy", "--group-protocol", group_protocol, "--seed", seed]
+    copying += ["--program", copier] if copier else []
     until(lambda: COPIED in cluster.yuxi("topic", "list"), "there is something to copy", 60, every_s=0.2)
     process = _program(cluster, "copy_load.py", "copy", [COPIED], copying)
     loads.append(Running("copy", process, Tail(process.journal), FAULTY_COPIES, is_struck=True))

@@ -69,6 +69,11 @@ def transaction_version(seed):
     return random.Random(f"transaction.version {seed}").choice([0, 1, 2, 2])
 
 
+def group_protocol(seed):
+    """The protocol of the group that copies. Drawn apart, likewise."""
+    return random.Random(f"group.protocol {seed}").choice(["classic", "consumer"])
+
+
 def short(seed, shape: Shape):
     """The schedule that scripts/test runs: a few faults, one after another."""
     rng = random.Random(seed)

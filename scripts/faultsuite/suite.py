@@ -15,7 +15,10 @@ HEARTBEAT_TIMEOUT_MS = 1000
 SESSION_TIMEOUT_MS = 6000
 LIVENESS = [f"broker.session.timeout.ms={SESSION_TIMEOUT_MS}", f"broker.heartbeat.timeout.ms={HEARTBEAT_TIMEOUT_MS}"]
 BROKERS = [*LIVENESS, "replica.lag.time.max.ms=5000", "offsets.topic.num.partitions=6",
-           "transaction.state.log.num.partitions=6", "group.initial.rebalance.delay.ms=0"]
+           "transaction.state.log.num.partitions=6", "group.initial.rebalance.delay.ms=0",
+           # As the members of classic groups ask for.
+           "group.consumer.min.session.timeout.ms=6000", "group.consumer.session.timeout.ms=6000",
+           "group.consumer.min.heartbeat.interval.ms=1000", "group.consumer.heartbeat.interval.ms=1000"]
 NEWEST_TRANSACTION_VERSION = 2
 SMALL_DISK_BYTES = 256 << 20
 # One replica of a record of the loads takes so much, with its share of batch and index.
@@ -40,7 +43,7 @@ def run(binaries, given, schedule, network):
             speak(cluster, given.transaction_version)
             # librdkafka does not speak the newest protocol.
             copier = example(binaries, "copies") if given.transaction_version == NEWEST_TRANSACTION_VERSION else None
-            scene.loads = loads.start(cluster, given.partitions, given.rate, given.seed, copier)
+            scene.loads = loads.start(cluster, given.partitions, given.rate, given.seed, given.group_protocol, copier)
             topics = [load.name for load in scene.loads]
             monitor = Monitor(cluster.brokers, topics, topics, scene.report)
             monitor.start()

@@ -59,3 +59,8 @@ def test_the_short_schedule_has_one_fault_of_each_main_kind():
 def test_seeds_draw_both_transaction_protocols():
     drawn = [schedule.transaction_version(seed) for seed in range(40)]
     assert set(drawn) == {0, 1, 2} and drawn == [schedule.transaction_version(seed) for seed in range(40)]
+
+
+def test_seeds_draw_both_group_protocols():
+    drawn = [schedule.group_protocol(seed) for seed in range(40)]
+    assert set(drawn) == {"classic", "consumer"} and drawn == [schedule.group_protocol(seed) for seed in range(40)]
