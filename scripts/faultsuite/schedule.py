@@ -11,8 +11,10 @@ from faultsuite.fault import FAULTS, Fault, Shape
 RECOVERY_S = 3.0
 SHARE_OF_PAIRS = 0.25
 
+# The seed of a short run that is given none.
+SHORT_SEED = 1
 SHORT = ["kill-leader", "kill-controller", "freeze-leader", "etcd-restart", "isolate-leader", "fast-restart",
-         "kill-transaction-coordinator", "late-transaction-requests"]
+         "kill-transaction-coordinator", "late-transaction-requests", "rolling-restart"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def group_protocol(seed):
 
 
 def short(seed, shape: Shape):
-    """The schedule that scripts/test runs: a few faults, one after another."""
+    """What scripts/test runs with two seeds: a few faults, one after another."""
     rng = random.Random(seed)
     return [Step(n, (_strike(rng, FAULTS[name], shape, 0.0),)) for n, name in enumerate(SHORT, 1)]
 

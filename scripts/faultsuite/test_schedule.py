@@ -1,7 +1,10 @@
 """What every schedule keeps to."""
 
+import re
+
 import pytest
 
+from cluster import REPO
 from faultsuite import schedule
 from faultsuite.fault import FAULTS, Shape
 
@@ -54,6 +57,19 @@ def test_a_schedule_takes_about_the_minutes_asked_for(minutes):
 def test_the_short_schedule_has_one_fault_of_each_main_kind():
     names = [strike.fault.name for step in schedule.short(1, SHAPE) for strike in step.strikes]
     assert names == schedule.SHORT
+
+
+def test_between_them_the_runs_of_scripts_test_have_the_old_and_the_new():
+    """Both protocols of transactions and of groups, either request about a transaction that comes late, and brokers
+    that differ about the time."""
+    commands = re.findall(r"^ *passes scripts/faults --short(.*)$", (REPO / "scripts/test").read_text(), re.MULTILINE)
+    runs = [dict(re.findall(r"--(\S+) (\S+)", command)) for command in commands]
+    seeds = [int(run.get("seed", schedule.SHORT_SEED)) for run in runs]
+    assert {int(run.get("transaction-version", schedule.transaction_version(seed))) == 2 for run, seed in zip(runs, seeds)} == {True, False}
+    assert {run.get("group-protocol") for run in runs} == {"classic", "consumer"}
+    assert {"clocks-apart" in run for run in runs} == {True, False}
+    strikes = [strike for seed in seeds for step in schedule.short(seed, SHAPE) for strike in step.strikes]
+    assert {strike.parameters["asked"] for strike in strikes if "asked" in strike.parameters} == {"EndTxn", "AddPartitionsToTxn"}
 
 
 def test_seeds_draw_both_transaction_protocols():
