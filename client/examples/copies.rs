@@ -3,10 +3,11 @@
 //! which says what a copy looks like and judges it).
 //!
 //! ```text
-//! copies BOOTSTRAP SOURCE TOPIC GROUP PROTOCOL NUMBER JOURNAL
+//! copies BOOTSTRAP SOURCE TOPIC GROUP PROTOCOL NUMBER LIFE JOURNAL
 //! ```
 //!
-//! PROTOCOL is the group's: classic or consumer.
+//! PROTOCOL is the group's: classic or consumer. LIFE is a number that the next program with this
+//! NUMBER has a higher one of.
 //! It appends a line to the journal for each record that it knows to be committed, and for each
 //! transaction that it aborted, as it does with some on purpose. It ends on SIGTERM, and with an
 //! error where only a new program can go on: whoever starts it again goes on where the last
@@ -42,8 +43,18 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [bootstrap, source, topic, group, protocol, number, journal] = arguments.as_slice() else {
-        anyhow::bail!("usage: copies BOOTSTRAP SOURCE TOPIC GROUP PROTOCOL NUMBER JOURNAL");
+    let [
+        bootstrap,
+        source,
+        topic,
+        group,
+        protocol,
+        number,
+        life,
+        journal,
+    ] = arguments.as_slice()
+    else {
+        anyhow::bail!("usage: copies BOOTSTRAP SOURCE TOPIC GROUP PROTOCOL NUMBER LIFE JOURNAL");
     };
     let mut config = ClientConfig::new(bootstrap)?;
     for (name, value) in [
@@ -74,7 +85,7 @@ async fn main() -> anyhow::Result<()> {
         producer,
         topic: topic.clone(),
         journal: File::options().append(true).open(journal)?,
-        name: format!("{number}-{}", std::process::id()),
+        name: format!("{number}-{life}"),
         count: 0,
     };
     let mut ending = signal(SignalKind::terminate())?;

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 KINDS = [
     "lost", "duplicated", "out_of_order", "torn", "aborted_reads", "offsets_without_output", "output_without_offsets", "altered",
+    "zombie_writes",
 ]  # fmt: skip
 
 
@@ -25,10 +26,21 @@ class Copy:
         """As the other loads', with run, partition and number first."""
         return f"{run} {partition} {self.source} {self.transaction} {self.size} {self.checksum}"
 
+    @property
+    def writer(self):
+        """Which of the programs wrote it, and in which of its lives."""
+        program, life, _ = self.transaction.split("-")
+        return int(program), int(life)
+
     @classmethod
     def parse(cls, value):
         _, _, source, transaction, size, checksum = value.decode().split()
         return cls(int(source), transaction, int(size), int(checksum))
+
+
+def transaction_name(program, life, number):
+    """A program has one transactional id in all its lives, each of which fences those before."""
+    return f"{program}-{life}-{number}"
 
 
 def checksum(value):
@@ -51,12 +63,15 @@ def judge(partitions, aborted):
     wrong = dict.fromkeys(KINDS, 0)
     sizes, seen = {}, {}
     for partition in partitions:
-        copies, newest = {}, -1
+        copies, newest, newest_lives = {}, -1, {}
         for copy in partition.output:
             copies[copy.source] = copies.get(copy.source, 0) + 1
             wrong["duplicated"] += copies[copy.source] > 1
             wrong["out_of_order"] += copies[copy.source] == 1 and copy.source < newest
             newest = max(newest, copy.source)
+            program, life = copy.writer
+            newest_lives[program] = max(life, newest_lives.get(program, life))
+            wrong["zombie_writes"] += life < newest_lives[program]
             wrong["aborted_reads"] += copy.transaction in aborted
             wrong["output_without_offsets"] += copy.source >= partition.committed
             if copy.source < partition.committed:

@@ -1,6 +1,6 @@
 """Copies a topic into another in transactions that commit how far they have read: two programs in one group, each
-of which is now and then killed with -9, or stopped for longer than its session and its transaction last. At the
-end, on SIGTERM, all is read again and judged (copy_ledger.py).
+of which is now and then killed with -9, or stopped for longer than its session and its transaction last, with or
+without another in its place (copy_programs.py). At the end, on SIGTERM, all is read again and judged (copy_ledger.py).
 
 The programs are of librdkafka, which speaks the transaction protocol of KIP-98 whatever the cluster offers; or of
 Yuxi's own client (client/examples/copies.rs), which speaks that of KIP-890. Their group is of either protocol.
@@ -11,7 +11,6 @@ It prints a report and writes a journal like the other loads; a line more tells 
 """
 
 import argparse
-import contextlib
 import json
 import os
 import pathlib
@@ -23,7 +22,8 @@ import threading
 import time
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from copy_ledger import Copy, Partition, checksum, judge
+from copy_ledger import Copy, Partition, checksum, judge, transaction_name
+from copy_programs import ENDING_S, Programs
 from journal import Tail
 from librdkafka_calls import ask, ends_of, insist, or_exit
 from pacing import Pacing
@@ -41,7 +41,6 @@ CALL_S = 10
 # By then the broker has aborted it. Longer than a program is stopped.
 TRANSACTION_S = 20
 RESTART_PAUSE_S = 0.5
-ENDING_S = 20
 STALLED_S = 90.0
 
 
@@ -108,7 +107,7 @@ def work(given):
         if messages:
             number += 1
             with or_exit(TRANSACTION_S):
-                copy(given, journal, consumer, writer, messages, f"{given.worker}-{os.getpid()}-{number}")
+                copy(given, journal, consumer, writer, messages, transaction_name(given.worker, given.life, number))
     with or_exit(ENDING_S):
         consumer.close()
 
@@ -157,38 +156,25 @@ def abort(journal, consumer, writer, transaction):
 
 
 def keep_up(given, ending):
-    """Starts the programs, strikes them, and starts again whoever has ended."""
-    workers = [start(given, number) for number in range(WORKERS)]
-    copied, thaw = Tail(pathlib.Path(given.journal)), {}
+    """Strikes the programs, and starts again whoever has ended. How many of them were replaced."""
+    programs = Programs(WORKERS, lambda number, life: start(given, number, life))
+    copied = Tail(pathlib.Path(given.journal))
     pacing = Pacing(given.seed, WORKERS, time.time())
     while not ending.wait(RESTART_PAUSE_S):
         now = time.time()
         strike = pacing.due(now, lambda moment: copied.look().silent_since(moment, given.partitions))
-        if strike and strike.stopped_s:
-            workers[strike.program].send_signal(signal.SIGSTOP)
-            thaw[strike.program] = now + strike.stopped_s
-        elif strike:
-            workers[strike.program].kill()
-        for number in [number for number, at in thaw.items() if now >= at]:
-            del thaw[number]
-            workers[number].send_signal(signal.SIGCONT)
-        for number, worker in enumerate(workers):
-            if worker.poll() is not None:
-                workers[number] = start(given, number)
-    for worker in workers:
-        worker.send_signal(signal.SIGCONT)
-        worker.terminate()
-    for worker in workers:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.wait(ENDING_S)
-        worker.kill()
-        worker.wait()
+        if strike:
+            programs.strike(strike, now)
+        programs.look_after(now)
+    programs.end()
+    return len(programs.replaced)
 
 
-def start(given, number):
-    command = [sys.executable, *sys.argv, "--worker", str(number)]
+def start(given, number, life):
+    command = [sys.executable, *sys.argv, "--worker", str(number), "--life", str(life)]
     if given.program:
-        command = [given.program, given.bootstrap, given.source, given.topic, given.group, given.group_protocol, str(number), given.journal]
+        command = [given.program, given.bootstrap, given.source, given.topic, given.group, given.group_protocol, str(number), str(life)]
+        command.append(given.journal)
     return subprocess.Popen(command)
 
 
@@ -268,6 +254,7 @@ def main():
     parser.add_argument("--journal", required=True)
     parser.add_argument("--program", help="copies instead of librdkafka: client/examples/copies.rs")
     parser.add_argument("--worker", type=int, help="be one of the programs that copy")
+    parser.add_argument("--life", type=int, help="which of those that were started")
     given = parser.parse_args()
     if given.worker is not None:
         try:
@@ -277,9 +264,9 @@ def main():
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     Journal(given.journal)
-    keep_up(given, ending)
+    replaced = keep_up(given, ending)
     counted, wrong = report(given)
-    print(json.dumps({**counted, **wrong}, indent=2))
+    print(json.dumps({**counted, "replaced_programs": replaced, **wrong}, indent=2))
     return int(any(wrong.values()))
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 HEADER = struct.Struct(">qiibIhiqqqhii")
 CODEC_MASK = 0x07
 CONTROL = 0x20
+NO_PRODUCER = -1
 
 
 class Unreadable(Exception):
@@ -31,6 +32,8 @@ class Batch:
     last_offset: int
     leader_epoch: int
     attributes: int
+    producer_id: int
+    producer_epoch: int
     data: bytes
 
     @property
@@ -79,11 +82,11 @@ def _batches_of(segment, data):
     while at < len(data):
         if len(data) - at < HEADER.size:
             raise Unreadable(f"{segment} ends within a batch's header, at byte {at}")
-        base, length, epoch, magic, _, attributes, last_delta, *_ = HEADER.unpack_from(data, at)
+        base, length, epoch, magic, _, attributes, last_delta, _, _, producer, producer_epoch, *_ = HEADER.unpack_from(data, at)
         end = at + 12 + length
         if magic != 2 or length < HEADER.size - 12 or end > len(data):
             raise Unreadable(f"{segment} has no whole batch at byte {at}")
-        yield Batch(base, base + last_delta, epoch, attributes, data[at:end])
+        yield Batch(base, base + last_delta, epoch, attributes, producer, producer_epoch, data[at:end])
         at = end
 
 
@@ -98,6 +101,19 @@ def checked(directory, has_gaps):
             raise Unreadable(f"{directory} has leader epoch {batch.leader_epoch} after {newest}, at offset {batch.base_offset}")
         expected, newest = batch.last_offset + 1, batch.leader_epoch
         yield batch
+
+
+def zombie_writes(directory):
+    """(offset, what is wrong) of each batch whose producer had been fenced: a newer epoch of it stands before, in records
+    or in the marker that ended its transaction. Also of those that were aborted, which no reader sees."""
+    newest = {}
+    for batch in batches(directory):
+        producer, epoch = batch.producer_id, batch.producer_epoch
+        if producer == NO_PRODUCER:
+            continue
+        if epoch < newest.setdefault(producer, epoch):
+            yield batch.base_offset, f"producer {producer} wrote in epoch {epoch} after {newest[producer]}"
+        newest[producer] = max(epoch, newest[producer])
 
 
 def difference(directories, end, has_gaps=False):

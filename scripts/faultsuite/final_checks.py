@@ -30,6 +30,7 @@ def run(scene, monitor):
     states = all_partitions(scene.cluster)
     stop_brokers(scene)
     compare_logs(scene, states, ends, sums)
+    find_zombie_writes(scene, states)
     for load in scene.loads:
         compare_with_journal(scene, load, states, sums)
     find_panics(scene)
@@ -101,6 +102,17 @@ def compare_logs(scene, states, ends, sums):
             scene.report(f"{topic}-{partition}: {wrong}")
         sums.compared_bytes += size * len(directories)
         sums.compared_partitions += 1
+
+
+def find_zombie_writes(scene, states):
+    """Nobody has written after it was fenced."""
+    for (topic, partition), state in sorted(states.items()):
+        try:
+            wrong = list(disk_logs.zombie_writes(scene.broker(state["replicas"][0]).data / f"{topic}-{partition}"))
+        except disk_logs.Unreadable:
+            continue  # compare_logs has said so
+        for offset, text in wrong[:EXAMPLES]:
+            scene.report(f"a zombie's write in {topic}-{partition} at offset {offset}: {text}; {len(wrong)} there")
 
 
 def compare_with_journal(scene, load, states, sums):

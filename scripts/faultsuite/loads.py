@@ -10,7 +10,7 @@ from faultsuite.journal import Tail
 QUICK_RETRIES = ["retry.backoff.ms=20", "retry.backoff.max.ms=200", "reconnect.backoff.max.ms=200", "auto.commit.interval.ms=500"]
 FAULTY = ["lost", "misplaced", "vanished"]
 FAULTY_WITH_IDEMPOTENCE = [*FAULTY, "duplicated", "out_of_order"]
-FAULTY_WITH_TRANSACTIONS = [*FAULTY_WITH_IDEMPOTENCE, "torn", "aborted_reads"]
+FAULTY_WITH_TRANSACTIONS = [*FAULTY_WITH_IDEMPOTENCE, "torn", "aborted_reads", "zombie_writes"]
 # The load that copies reads what this one has written.
 COPIED = "idempotent"
 TRANSACTIONS = ["--transactions", 10, "--producers", 2, "--abort-percent", 20]

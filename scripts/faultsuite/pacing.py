@@ -19,6 +19,8 @@ class Strike:
 
     program: int
     stopped_s: float | None
+    # Whether another takes its place while it is stopped, by the same transactional id.
+    is_replaced: bool
     # How long after the last recovery.
     pause_s: float
 
@@ -35,9 +37,8 @@ class Pacing:
         """A strike ends at a moment: at once, or when its program may go on."""
         self.ended = ended
         self.strike_at = math.inf
-        self.next = Strike(
-            self.draw.randrange(self.programs), self.draw.choice([None, STOPPED_S]), self.draw.uniform(*PAUSE_S)
-        )
+        stopped_s, is_replaced = self.draw.choice([(None, False), (STOPPED_S, False), (STOPPED_S, True)])
+        self.next = Strike(self.draw.randrange(self.programs), stopped_s, is_replaced, self.draw.uniform(*PAUSE_S))
 
     def due(self, now, silent_since):
         """The strike to carry out now, or None. `silent_since(moment)` tells which partitions have not been written

@@ -8,9 +8,10 @@ from faultsuite import disk_logs
 from faultsuite.kafka_calls import wire
 
 
-def batch(base, count, epoch=0, text=b"v"):
+def batch(base, count, epoch=0, text=b"v", producer=(-1, -1)):
     data = bytearray(wire.batch([wire.record(n, text + b"%d" % n) for n in range(count)], base_offset=base))
     struct.pack_into(">i", data, 12, epoch)
+    struct.pack_into(">qh", data, 43, *producer)
     return bytes(data)
 
 
@@ -72,3 +73,16 @@ def test_a_compacted_log_may_have_gaps(replica):
 def test_records_are_read_with_their_offsets(replica):
     directory = replica("a", {0: [batch(0, 1), batch(1, 2)]})
     assert [r for b in disk_logs.batches(directory) for r in b.records()] == [(0, b"v0"), (1, b"v0"), (2, b"v1")]
+
+
+@pytest.mark.parametrize("epochs, zombies", [
+    ([(7, 0), (7, 0), (8, 3), (7, 1), (8, 3)], []),
+    ([(7, 0), (7, 1), (7, 0), (7, 1)], [2]),
+    ([(7, 5), (8, 0), (7, 3), (7, 4)], [2, 3]),
+    ([(-1, -1), (7, 1), (-1, -1)], []),
+])  # fmt: skip
+def test_who_writes_in_an_old_epoch_after_a_newer_one_is_a_zombie(replica, epochs, zombies):
+    directory = replica("a", {0: [batch(base, 1, producer=one) for base, one in enumerate(epochs)]})
+    found = list(disk_logs.zombie_writes(directory))
+    assert [offset for offset, _ in found] == zombies
+    assert all("wrote in epoch" in text for _, text in found)

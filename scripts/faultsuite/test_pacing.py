@@ -1,6 +1,6 @@
 """When the copying load strikes its own programs."""
 
-from faultsuite.pacing import PAUSE_S, Pacing
+from faultsuite.pacing import PAUSE_S, STOPPED_S, Pacing
 
 PROGRAMS = 2
 EVERY_S = 0.5
@@ -43,9 +43,9 @@ def test_a_seed_draws_the_same_strikes_however_slow_the_group_is():
     assert quick != [strike for _, strike in strikes(recovers_within(1), seed=2)]
 
 
-def test_every_program_is_killed_and_stopped():
+def test_every_program_is_killed_and_stopped_and_replaced():
     found = [strike for _, strike in strikes(recovers_within(1), until_s=1000)]
-    assert {(strike.program, strike.stopped_s is None) for strike in found} == {
-        (program, is_killed) for program in range(PROGRAMS) for is_killed in (True, False)
+    assert {(strike.program, strike.stopped_s, strike.is_replaced) for strike in found} == {
+        (program, *how) for program in range(PROGRAMS) for how in [(None, False), (STOPPED_S, False), (STOPPED_S, True)]
     }  # fmt: skip
     assert all(PAUSE_S[0] <= strike.pause_s <= PAUSE_S[1] for strike in found)

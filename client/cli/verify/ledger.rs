@@ -35,6 +35,14 @@ impl TransactionNumber {
     }
 }
 
+/// What is known of a transaction.
+#[derive(Clone, Copy, Debug)]
+struct Transaction {
+    outcome: Outcome,
+    /// In which life of its producer: each has fenced those before.
+    life: u32,
+}
+
 /// How a transaction ended, for all that its producer knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -57,7 +65,7 @@ struct Partition {
 #[derive(Debug)]
 pub(super) struct Ledger {
     partitions: Vec<Partition>,
-    transactions: Vec<Outcome>,
+    transactions: Vec<Transaction>,
 }
 
 /// How a run ended. Everything but `acknowledged`, `unknown`, `read`, `committed`, `aborted`
@@ -90,6 +98,8 @@ pub(super) struct Verdict {
     pub(super) torn: u64,
     /// Records of aborted transactions that a consumer was given, during the run or at its end.
     pub(super) aborted_reads: u64,
+    /// Records that stand behind one of a later life of their producer, which had fenced it.
+    pub(super) zombie_writes: u64,
 }
 
 impl Ledger {
@@ -138,14 +148,16 @@ impl Ledger {
         self.partitions[partition].sent[sequence as usize].fate = Fate::Acknowledged(offset);
     }
 
-    /// A transaction begins. Until it is told otherwise, nobody knows how it ends.
-    pub(super) fn begin(&mut self) -> TransactionNumber {
-        self.transactions.push(Outcome::Unknown);
+    /// A transaction begins in a life of its producer. Until it is told otherwise, nobody knows
+    /// how it ends.
+    pub(super) fn begin(&mut self, life: u32) -> TransactionNumber {
+        let outcome = Outcome::Unknown;
+        self.transactions.push(Transaction { outcome, life });
         TransactionNumber(self.transactions.len() - 1)
     }
 
     pub(super) fn end(&mut self, transaction: TransactionNumber, outcome: Outcome) {
-        self.transactions[transaction.0] = outcome;
+        self.transactions[transaction.0].outcome = outcome;
     }
 
     /// A consumer was given a record while the run went on. False if no such record was sent.
@@ -179,8 +191,8 @@ impl Ledger {
         for partition in &self.partitions {
             partition.judge(&self.transactions, &mut verdict);
         }
-        for outcome in &self.transactions {
-            match outcome {
+        for transaction in &self.transactions {
+            match transaction.outcome {
                 Outcome::Committed => verdict.committed += 1,
                 Outcome::Aborted => verdict.aborted += 1,
                 Outcome::Unknown => verdict.in_doubt += 1,
@@ -209,10 +221,10 @@ impl Ledger {
 }
 
 impl Partition {
-    fn judge(&self, transactions: &[Outcome], verdict: &mut Verdict) {
+    fn judge(&self, transactions: &[Transaction], verdict: &mut Verdict) {
         let at: HashMap<i64, u64> = self.read.iter().copied().collect();
         let mut copies = vec![0_u32; self.sent.len()];
-        let mut newest: HashMap<u32, u64> = HashMap::new();
+        let mut newest: HashMap<u32, (u32, u64)> = HashMap::new();
         for &(_, sequence) in &self.read {
             let copies = &mut copies[sequence as usize];
             *copies += 1;
@@ -220,23 +232,28 @@ impl Partition {
                 verdict.duplicated += 1;
                 continue;
             }
-            let producer = self.sent[sequence as usize].producer;
-            let newest = newest.entry(producer).or_insert(sequence);
-            verdict.out_of_order += u64::from(sequence < *newest);
-            *newest = sequence.max(*newest);
+            let sent = self.sent[sequence as usize];
+            let life = sent.transaction.map_or(0, |at| transactions[at.0].life);
+            let newest = newest.entry(sent.producer).or_insert((life, sequence));
+            if life < newest.0 {
+                verdict.zombie_writes += 1;
+            } else {
+                verdict.out_of_order += u64::from(sequence < newest.1);
+            }
+            *newest = (life.max(newest.0), sequence.max(newest.1));
         }
         let seen = self.seen_live.iter().chain(&self.read);
         let numbers: HashSet<u64> = seen.map(|(_, sequence)| *sequence).collect();
         let is_aborted = |sequence: &&u64| {
             let transaction = self.sent[**sequence as usize].transaction;
-            transaction.is_some_and(|number| transactions[number.0] == Outcome::Aborted)
+            transaction.is_some_and(|at| transactions[at.0].outcome == Outcome::Aborted)
         };
         verdict.aborted_reads += numbers.iter().filter(is_aborted).count() as u64;
         verdict.read += self.read.len() as u64;
         for (sequence, sent) in (0..).zip(&self.sent) {
             match sent.fate {
                 Fate::Open => {
-                    let transaction = sent.transaction.map(|number| transactions[number.0]);
+                    let transaction = sent.transaction.map(|at| transactions[at.0].outcome);
                     verdict.unknown += u64::from(transaction != Some(Outcome::Aborted));
                 }
                 Fate::Acknowledged(offset) => {
@@ -261,7 +278,7 @@ impl Verdict {
     /// Whether the run is what was promised: nothing acknowledged is missing, and, where
     /// the producer is idempotent, nothing is there twice or out of order.
     pub(super) fn is_good(&self, idempotent: bool) -> bool {
-        let whole = self.torn == 0 && self.aborted_reads == 0;
+        let whole = self.torn == 0 && self.aborted_reads == 0 && self.zombie_writes == 0;
         let kept = self.lost == 0 && self.misplaced == 0 && self.vanished == 0 && whole;
         kept && (!idempotent || (self.duplicated == 0 && self.out_of_order == 0))
     }
@@ -342,7 +359,7 @@ mod tests {
     /// A transaction over two partitions of which `read` was found, by partition.
     fn transaction(outcome: Outcome, read: [bool; 2]) -> Verdict {
         let mut ledger = Ledger::new(2);
-        let number = ledger.begin();
+        let number = ledger.begin(0);
         for (partition, read) in read.into_iter().enumerate() {
             let sequence = ledger.send_in(number, 0, partition);
             if outcome == Outcome::Committed {
@@ -377,7 +394,7 @@ mod tests {
     #[test]
     fn an_aborted_record_that_was_seen_only_during_the_run_is_an_aborted_read() {
         let mut ledger = Ledger::new(1);
-        let number = ledger.begin();
+        let number = ledger.begin(0);
         let sequence = ledger.send_in(number, 0, 0);
         assert!(ledger.see(0, 0, sequence));
         ledger.end(number, Outcome::Aborted);
@@ -387,7 +404,7 @@ mod tests {
     #[test]
     fn the_order_is_kept_for_each_producer_and_not_between_them() {
         let mut ledger = Ledger::new(1);
-        let numbers = [ledger.begin(), ledger.begin()];
+        let numbers = [ledger.begin(0), ledger.begin(0)];
         for (producer, number) in (0..).zip(numbers) {
             ledger.send_in(number, producer, 0);
             ledger.send_in(number, producer, 0);
@@ -397,11 +414,40 @@ mod tests {
         }
         assert_eq!(ledger.verdict().out_of_order, 0);
         let mut ledger = Ledger::new(1);
-        let number = ledger.begin();
+        let number = ledger.begin(0);
         ledger.send_in(number, 0, 0);
         ledger.send_in(number, 0, 0);
         assert!(ledger.read(0, 0, 1) && ledger.read(0, 1, 0));
         assert_eq!(ledger.verdict().out_of_order, 1);
+    }
+
+    #[test]
+    fn a_record_of_a_life_that_was_fenced_is_a_zombies_where_a_later_one_has_written() {
+        // By producer and life, in the order of the log.
+        for (written, zombies) in [
+            (&[(0, 0), (0, 0), (0, 1)][..], 0),
+            (&[(0, 1), (0, 0)][..], 1),
+            (&[(0, 0), (0, 2), (0, 1), (0, 0), (0, 2)][..], 2),
+            (&[(0, 1), (1, 0)][..], 0),
+        ] {
+            let mut ledger = Ledger::new(1);
+            // They were sent in the order of their lives.
+            let mut sent: Vec<(i64, (u32, u32))> = (0..).zip(written.iter().copied()).collect();
+            sent.sort_by_key(|(_, (_, life))| *life);
+            let mut log = Vec::new();
+            for (offset, (producer, life)) in sent {
+                let number = ledger.begin(life);
+                log.push((offset, ledger.send_in(number, producer, 0)));
+                ledger.end(number, Outcome::Committed);
+            }
+            log.sort_unstable();
+            for (offset, sequence) in log {
+                assert!(ledger.read(0, offset, sequence));
+            }
+            let verdict = ledger.verdict();
+            assert_eq!((verdict.zombie_writes, verdict.out_of_order), (zombies, 0));
+            assert_eq!(verdict.is_good(true), zombies == 0, "{written:?}");
+        }
     }
 
     #[test]

@@ -390,6 +390,7 @@ fn report(verdict: &Verdict, longest_gap: Duration) -> Value {
         "in_doubt": verdict.in_doubt,
         "torn": verdict.torn,
         "aborted_reads": verdict.aborted_reads,
+        "zombie_writes": verdict.zombie_writes,
         "longest_gap_ms": longest_gap.as_secs_f64() * 1000.0,
     })
 }
@@ -409,13 +410,14 @@ fn sentence(verdict: &Verdict, longest_gap: Duration) -> String {
         in_doubt,
         torn,
         aborted_reads,
+        zombie_writes,
     } = verdict;
     let transactions = if committed + aborted + in_doubt == 0 {
         String::new()
     } else {
         format!(
             "\ntransactions: committed {committed}, aborted {aborted}, in doubt {in_doubt}, \
-             torn {torn}, aborted records read {aborted_reads}"
+             torn {torn}, aborted records read {aborted_reads}, zombies' writes {zombie_writes}"
         )
     };
     format!(

@@ -42,6 +42,7 @@ pub(super) async fn send(
             stopping: stopping.clone(),
             longest_gap: Duration::ZERO,
             last: None,
+            life: 0,
         })
         .collect();
     // What is refused for good would be tried until the end, and nobody told.
@@ -87,6 +88,8 @@ struct Worker {
     stopping: watch::Receiver<bool>,
     longest_gap: Duration,
     last: Option<Instant>,
+    /// How many producers it has had.
+    life: u32,
 }
 
 /// What a worker means to do with a transaction.
@@ -107,6 +110,7 @@ impl Worker {
             };
             match producer {
                 Ok(mut producer) => {
+                    self.life += 1;
                     if let Err(error) = self.live(&mut producer).await {
                         tracing::warn!(producer = self.number, %error, "a producer is replaced");
                     }
@@ -137,7 +141,7 @@ impl Worker {
                 Err(TransactionError::InDoubt(_)) => continue,
                 begun => begun?,
             };
-            let number = self.run.ledger().begin();
+            let number = self.run.ledger().begin(self.life);
             let ended = self.one(transaction, number).await;
             let outcome = match &ended {
                 Ok(outcome) => *outcome,
