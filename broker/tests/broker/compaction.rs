@@ -1,15 +1,25 @@
 //! Compaction in a running broker. What stays of a log is tested with the log; here is what
 //! the broker adds: choosing logs, while clients write and read; the checkpoint; logs that
-//! can't be compacted; the groups' own topic.
+//! can't be compacted; the topics of the coordinators.
 
 use crate::{
     groups::{commit, committed},
-    records::{alter, metrics},
-    support::{Client, Server, batch, now_ms, owned, records, wait_for},
+    records::{alter, alter_topic, metrics},
+    support::{
+        Client, Server, batch, now_ms, only_partition, owned, produce_request, records, wait_for,
+    },
+    transactions::{Who, init, topics, transactional},
 };
 use bytes::Bytes;
 use std::{collections::BTreeMap, fs, path::PathBuf};
-use yuxi_protocol::record::RecordBatchBuilder;
+use yuxi_protocol::{
+    message,
+    messages::{
+        AddPartitionsToTxnRequest, DescribeTransactionsRequest, EndTxnRequest,
+        FindCoordinatorRequest, describe_transactions_response::TransactionState,
+    },
+    record::RecordBatchBuilder,
+};
 
 /// The error of a batch with a record that has no key.
 const INVALID_RECORD: i16 = 87;
@@ -251,16 +261,10 @@ async fn the_topic_of_committed_offsets_is_compacted_and_loaded() {
             commit(&mut client, group, "t", offset).await;
         }
     }
-    let size = || -> u64 {
-        let dir = server.directory().join("__consumer_offsets-0");
-        fs::read_dir(dir)
-            .expect("the directory")
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.extension().is_some_and(|end| end == "log"))
-            .filter_map(|path| Some(fs::metadata(path).ok()?.len()))
-            .sum()
-    };
-    wait_for("the compaction", async || (size() < 5000).then_some(())).await;
+    wait_for("the compaction", async || {
+        (log_size(&server, "__consumer_offsets-0") < 5000).then_some(())
+    })
+    .await;
     let server = server.restart().await;
     let mut client = server.client().await;
     for group in ["a", "b"] {
@@ -268,4 +272,132 @@ async fn the_topic_of_committed_offsets_is_compacted_and_loaded() {
     }
     commit(&mut client, "a", "t", 60).await;
     assert_eq!(committed(&mut client, "a", "t").await, 60);
+}
+
+/// The bytes of all segments of a partition.
+fn log_size(server: &Server, partition: &str) -> u64 {
+    fs::read_dir(server.directory().join(partition))
+        .expect("the directory")
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|end| end == "log"))
+        .filter_map(|path| Some(fs::metadata(path).ok()?.len()))
+        .sum()
+}
+
+/// A transactional id and who its producer is.
+struct Producer {
+    id: &'static str,
+    who: Who,
+}
+
+impl Producer {
+    /// The next producer of an id, once the coordinator is there.
+    async fn of(client: &mut Client, id: &'static str) -> Self {
+        let who = wait_for("a producer id", async || {
+            let find = message!(FindCoordinatorRequest {
+                key: id.into(),
+                key_type: 1,
+            });
+            client.ask(3, &find).await;
+            let answer = client.ask(4, &init(id, 600_000, (-1, -1))).await;
+            (answer.error_code == 0).then_some((answer.producer_id, answer.producer_epoch))
+        })
+        .await;
+        Self { id, who }
+    }
+
+    /// Begins a transaction, once the one before is wholly ended.
+    async fn begin(&self, client: &mut Client) {
+        let request = message!(AddPartitionsToTxnRequest {
+            v3_and_below_transactional_id: self.id.into(),
+            v3_and_below_producer_id: self.who.0,
+            v3_and_below_producer_epoch: self.who.1,
+            v3_and_below_topics: topics(&[("t", 0)]),
+        });
+        wait_for("a transaction", async || {
+            let answer = client.ask(3, &request).await;
+            let topic = &answer.results_by_topic_v3_and_below[0];
+            (topic.results_by_partition[0].partition_error_code == 0).then_some(())
+        })
+        .await;
+    }
+
+    async fn end(&self, client: &mut Client, committed: bool) {
+        let request = message!(EndTxnRequest {
+            transactional_id: self.id.into(),
+            producer_id: self.who.0,
+            producer_epoch: self.who.1,
+            committed,
+        });
+        assert_eq!(client.ask(3, &request).await.error_code, 0, "{}", self.id);
+    }
+}
+
+/// All there is to know of transactional ids, once none of them is between two states.
+async fn describe(client: &mut Client, ids: &[&str]) -> Vec<TransactionState> {
+    let request = message!(DescribeTransactionsRequest {
+        transactional_ids: ids.iter().map(|&id| id.into()).collect(),
+    });
+    wait_for("the coordinator", async || {
+        let states = client.ask(0, &request).await.transaction_states;
+        let settled = states
+            .iter()
+            .all(|state| state.error_code == 0 && !state.transaction_state.starts_with("Prepare"));
+        settled.then_some(states)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_topic_of_transactions_is_compacted_and_loaded() {
+    const STATES: &str = "__transaction_state";
+    let settings = [("transaction.state.log.num.partitions", "1")];
+    let server = Server::start_with(&[EAGER, &settings].concat()).await;
+    let mut client = server.client().await;
+    client.create_topic("t", 1, &[]).await;
+    let open = Producer::of(&mut client, "open").await;
+    // The setting for this has no value that small.
+    alter_topic(&mut client, STATES, "segment.bytes", "2000").await;
+    open.begin(&mut client).await;
+    let mut write = produce_request("t", 0, -1, transactional(open.who, 0, &["kept"]));
+    write.transactional_id = Some(open.id.into());
+    assert_eq!(only_partition(client.ask(11, &write).await).error_code, 0);
+    for _ in 0..3 {
+        Producer::of(&mut client, "replaced").await;
+    }
+    for (id, committed) in [("committed", true), ("aborted", false), ("busy", true)] {
+        let producer = Producer::of(&mut client, id).await;
+        for _ in 0..if id == "busy" { 100 } else { 3 } {
+            producer.begin(&mut client).await;
+            producer.end(&mut client, committed).await;
+        }
+    }
+    let ids = ["open", "replaced", "committed", "aborted", "busy"];
+    let before = describe(&mut client, &ids).await;
+    let states: Vec<&str> = before.iter().map(|s| &*s.transaction_state).collect();
+    let expected = [
+        "Ongoing",
+        "Empty",
+        "CompleteCommit",
+        "CompleteAbort",
+        "CompleteCommit",
+    ];
+    assert_eq!(states, expected);
+    // Of the 300 states of the last alone it had been ten times that.
+    wait_for("the compaction", async || {
+        (log_size(&server, &format!("{STATES}-0")) < 5000).then_some(())
+    })
+    .await;
+
+    let crashed = server.start_after_crash().await;
+    let mut after = crashed.client().await;
+    assert_eq!(describe(&mut after, &ids).await, before);
+    let server = server.restart().await;
+    let mut client = server.client().await;
+    assert_eq!(describe(&mut client, &ids).await, before);
+    open.end(&mut client, true).await;
+    describe(&mut client, &["open"]).await;
+    assert_eq!(client.committed("t").await, ["kept"]);
+    let replaced = Producer::of(&mut client, "replaced").await;
+    assert_eq!(replaced.who.1, 3, "the fourth of its id");
 }

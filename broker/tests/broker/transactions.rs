@@ -35,7 +35,7 @@ const ID: &str = "tx";
 /// Who a producer is: number and epoch.
 pub(crate) type Who = (i64, i16);
 
-fn init(transactional_id: &str, timeout_ms: i32, who: Who) -> InitProducerIdRequest {
+pub(crate) fn init(transactional_id: &str, timeout_ms: i32, who: Who) -> InitProducerIdRequest {
     message!(InitProducerIdRequest {
         transactional_id: Some(transactional_id.into()),
         transaction_timeout_ms: timeout_ms,
@@ -44,7 +44,7 @@ fn init(transactional_id: &str, timeout_ms: i32, who: Who) -> InitProducerIdRequ
     })
 }
 
-fn topics(partitions: &[(&str, i32)]) -> Vec<AddPartitionsToTxnTopic> {
+pub(crate) fn topics(partitions: &[(&str, i32)]) -> Vec<AddPartitionsToTxnTopic> {
     partitions
         .iter()
         .map(|&(topic, partition)| {
@@ -148,7 +148,7 @@ impl Client {
     }
 
     /// What a reader of committed records sees, data of aborted transactions aside.
-    async fn committed(&mut self, topic: &str) -> Vec<String> {
+    pub(crate) async fn committed(&mut self, topic: &str) -> Vec<String> {
         let mut request = fetch_request(topic, 0, 0, 0, 1);
         request.isolation_level = 1;
         let answer = self.ask(11, &request).await;
