@@ -3,6 +3,7 @@
 mod elections;
 mod failover;
 mod in_sync;
+mod racks;
 mod replication;
 mod scripted;
 mod support;
