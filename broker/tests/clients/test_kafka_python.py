@@ -3,7 +3,7 @@
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, NewPartitions, NewTopic
-from kafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError
+from kafka.errors import ProducerFencedError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
 from daemon import wait_until
 
@@ -63,6 +63,63 @@ def test_a_group_commits_and_resumes(broker, name):
     consumer = KafkaConsumer(name, **settings)
     assert [r.offset for r in drain(consumer, 7)] == list(range(13, 20))
     consumer.close()
+
+
+def committed_values(broker, topic):
+    """What a reader of committed records gets, up to the end that it is told."""
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, isolation_level="read_committed", auto_offset_reset="earliest")
+    partition = TopicPartition(topic, 0)
+    consumer.assign([partition])
+    end, values = consumer.end_offsets([partition])[partition], []
+
+    def at_end():
+        for batch in consumer.poll(timeout_ms=200).values():
+            values.extend(record.value for record in batch)
+        return consumer.position(partition) >= end
+
+    wait_until(at_end, f"the end of {topic}", 30, 0)
+    consumer.close()
+    return values
+
+
+def test_a_transaction_counts_its_input_once_and_one_that_is_aborted_does_not(broker, name):
+    source, target = f"{name}-in", f"{name}-out"
+    writer = KafkaProducer(bootstrap_servers=broker.bootstrap)
+    for i in range(10):
+        writer.send(source, b"%d" % i)
+    writer.close()
+    consumer = KafkaConsumer(source, bootstrap_servers=broker.bootstrap, group_id=name, auto_offset_reset="earliest", enable_auto_commit=False)
+    records = drain(consumer, 10)
+    partition = TopicPartition(source, 0)
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap, transactional_id=name)
+    producer.init_transactions()
+    for end in (producer.abort_transaction, producer.commit_transaction):
+        assert consumer.committed(partition) is None
+        producer.begin_transaction()
+        for record in records:
+            producer.send(target, b"from %s" % record.value)
+        producer.send_offsets_to_transaction({partition: OffsetAndMetadata(10, "", -1)}, consumer.group_metadata())
+        end()
+    producer.close()
+    assert committed_values(broker, target) == [b"from %d" % i for i in range(10)]
+    assert consumer.committed(partition) == 10
+    consumer.close()
+
+
+def test_a_transactional_producer_is_fenced_by_the_next_of_its_id(broker, name):
+    old, new = (KafkaProducer(bootstrap_servers=broker.bootstrap, transactional_id=name) for _ in range(2))
+    old.init_transactions()
+    old.begin_transaction()
+    old.send(name, b"left open").get(30)
+    new.init_transactions()
+    with pytest.raises(ProducerFencedError):
+        old.commit_transaction()
+    new.begin_transaction()
+    new.send(name, b"new")
+    new.commit_transaction()
+    assert committed_values(broker, name) == [b"new"]
+    old.close(timeout=5)
+    new.close()
 
 
 def test_positions_and_times(broker, name):
