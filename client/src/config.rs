@@ -49,11 +49,11 @@ pub struct ClientConfig {
     pub offset_reset: OffsetReset,
     pub auto_commit: bool,
     pub auto_commit_interval: Duration,
-    pub session_timeout: Duration,
-    pub heartbeat_interval: Duration,
+    pub session_timeout: Option<Duration>,
+    pub heartbeat_interval: Option<Duration>,
     pub max_poll_interval: Duration,
     pub max_poll_records: usize,
-    pub assignors: Vec<Assignor>,
+    pub assignors: Option<Vec<Assignor>>,
     pub fetch_min_bytes: i32,
     pub fetch_max_bytes: i32,
     pub partition_max_bytes: i32,
@@ -227,16 +227,17 @@ settings! {
         |c, v| c.auto_commit = boolean(v)?;
     "auto.commit.interval.ms" = "5000", "Time between such commits.",
         |c, v| c.auto_commit_interval = millis(v, 0, 86_400_000)?;
-    "session.timeout.ms" = "45000", "A member silent for so long is out of its group.",
-        |c, v| c.session_timeout = millis(v, 1, 3_600_000)?;
-    "heartbeat.interval.ms" = "3000", "Time between signs of life to the group's coordinator.",
-        |c, v| c.heartbeat_interval = millis(v, 1, 3_600_000)?;
+    "session.timeout.ms" = "", "With group.protocol=classic: a member silent for so long is out of its group; 45000 unless set.",
+        |c, v| c.session_timeout = optional(v, |v| millis(v, 1, 3_600_000))?;
+    "heartbeat.interval.ms" = "", "With group.protocol=classic: time between signs of life to the group's coordinator; 3000 unless set.",
+        |c, v| c.heartbeat_interval = optional(v, |v| millis(v, 1, 3_600_000))?;
     "max.poll.interval.ms" = "300000", "A member that does not poll for so long leaves its group.",
         |c, v| c.max_poll_interval = millis(v, 1, 86_400_000)?;
     "max.poll.records" = "10000", "Most records that one poll returns.",
         |c, v| c.max_poll_records = number(v, 1, 2_147_483_647)? as usize;
-    "partition.assignment.strategy" = "range,roundrobin", "range, roundrobin, cooperative-sticky, in order of preference.",
-        |c, v| c.assignors = assignors(v)?;
+    "partition.assignment.strategy" = "",
+        "With group.protocol=classic: range, roundrobin, cooperative-sticky, in order of preference; range,roundrobin unless set.",
+        |c, v| c.assignors = optional(v, assignors)?;
     "fetch.min.bytes" = "1", "The broker waits until it has so many bytes…",
         |c, v| c.fetch_min_bytes = number(v, 1, 100_000_000)? as i32;
     "fetch.wait.max.ms" ["fetch.max.wait.ms"] = "500", "…or this time has passed.",
@@ -295,11 +296,11 @@ impl Default for ClientConfig {
             offset_reset: OffsetReset::Latest,
             auto_commit: false,
             auto_commit_interval: Duration::ZERO,
-            session_timeout: Duration::ZERO,
-            heartbeat_interval: Duration::ZERO,
+            session_timeout: None,
+            heartbeat_interval: None,
             max_poll_interval: Duration::ZERO,
             max_poll_records: 0,
-            assignors: Vec::new(),
+            assignors: None,
             fetch_min_bytes: 0,
             fetch_max_bytes: 0,
             partition_max_bytes: 0,
@@ -351,6 +352,57 @@ impl ClientConfig {
                 "transactions need idempotence; leave acks, enable.idempotence and max.in.flight.requests.per.connection at their defaults".to_owned(),
             ))
         }
+    }
+
+    pub(crate) fn session_timeout(&self) -> Duration {
+        self.session_timeout.unwrap_or(Duration::from_secs(45))
+    }
+
+    pub(crate) fn heartbeat_interval(&self) -> Duration {
+        self.heartbeat_interval.unwrap_or(Duration::from_secs(3))
+    }
+
+    pub(crate) fn assignors(&self) -> &[Assignor] {
+        const UNLESS_SET: &[Assignor] = &[Assignor::Range, Assignor::RoundRobin];
+        self.assignors.as_deref().unwrap_or(UNLESS_SET)
+    }
+
+    /// Refuses what the group's protocol has no use for, as Java's client does.
+    pub(crate) fn check_group_settings(&self) -> Result<()> {
+        match self.group_protocol {
+            GroupProtocol::Classic if self.remote_assignor.is_some() => Err(Error::Config(
+                "group.remote.assignor has no effect in a classic group; set partition.assignment.strategy, or group.protocol=consumer".to_owned(),
+            )),
+            GroupProtocol::Classic => Ok(()),
+            GroupProtocol::Consumer => self.check_left_to_the_coordinator(),
+        }
+    }
+
+    fn check_left_to_the_coordinator(&self) -> Result<()> {
+        for (name, is_set, instead) in [
+            (
+                "session.timeout.ms",
+                self.session_timeout.is_some(),
+                "consumer.session.timeout.ms of the group, or group.consumer.session.timeout.ms of the brokers",
+            ),
+            (
+                "heartbeat.interval.ms",
+                self.heartbeat_interval.is_some(),
+                "consumer.heartbeat.interval.ms of the group, or group.consumer.heartbeat.interval.ms of the brokers",
+            ),
+            (
+                "partition.assignment.strategy",
+                self.assignors.is_some(),
+                "group.remote.assignor",
+            ),
+        ] {
+            if is_set {
+                return Err(Error::Config(format!(
+                    "{name} has no effect with group.protocol=consumer, where the coordinator decides; set {instead}"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// What a producer acknowledges by, and whether it is idempotent, once both

@@ -154,6 +154,53 @@ async fn an_assignor_that_the_coordinator_lacks_is_told() {
 }
 
 #[tokio::test]
+async fn settings_that_the_groups_protocol_has_no_use_for_are_refused_with_those_it_has() {
+    let cluster = cluster().await;
+    for (protocol, name, value, instead) in [
+        (
+            "consumer",
+            "session.timeout.ms",
+            "45000",
+            "group.consumer.session.timeout.ms",
+        ),
+        (
+            "consumer",
+            "heartbeat.interval.ms",
+            "3000",
+            "consumer.heartbeat.interval.ms of the group",
+        ),
+        (
+            "consumer",
+            "partition.assignment.strategy",
+            "range",
+            "group.remote.assignor",
+        ),
+        (
+            "classic",
+            "group.remote.assignor",
+            "range",
+            "partition.assignment.strategy",
+        ),
+    ] {
+        let settings = [("group.protocol", protocol), (name, value)];
+        let mut consumer = unsubscribed(&cluster, &settings).await;
+        let refused = consumer.subscribe([TOPIC.into()]).expect_err(name);
+        let text = refused.to_string();
+        assert!(matches!(refused, Error::Config(_)), "{text}");
+        assert!(text.contains(name) && text.contains(instead), "{text}");
+        // The other protocol takes it.
+        let other = if protocol == "classic" {
+            "consumer"
+        } else {
+            "classic"
+        };
+        let settings = [("group.protocol", other), (name, value)];
+        let mut consumer = unsubscribed(&cluster, &settings).await;
+        consumer.subscribe([TOPIC.into()]).expect(name);
+    }
+}
+
+#[tokio::test]
 async fn a_regex_is_the_coordinators_to_match_and_the_topics_it_finds_are_read() {
     let cluster = FakeCluster::start(1, 1).await;
     cluster.state().topic_ids = true;

@@ -42,7 +42,7 @@ async fn a_group_goes_on_where_it_was_after_its_coordinator_is_killed() {
     config.group_id = Some(GROUP.to_owned());
     config.auto_commit = false;
     config.offset_reset = yuxi_client::config::OffsetReset::Earliest;
-    config.session_timeout = Duration::from_secs(6);
+    config.session_timeout = Some(Duration::from_secs(6));
     let connected = soon(
         "a connection",
         yuxi_client::Cluster::connect(config.clone()),

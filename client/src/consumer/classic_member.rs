@@ -60,7 +60,7 @@ impl Protocol for ClassicMember {
     }
 
     fn heartbeat_interval(&self) -> Duration {
-        self.member.cluster.config().heartbeat_interval
+        self.member.cluster.config().heartbeat_interval()
     }
 
     async fn heartbeat(&mut self) -> Result<()> {
@@ -214,7 +214,7 @@ impl ClassicMember {
     /// the coordinator is away or moves, the membership stands: the new one knows it.
     async fn stay(&mut self) -> Result<Next> {
         let config = self.member.cluster.config().clone();
-        let mut tick = tokio::time::interval(config.heartbeat_interval);
+        let mut tick = tokio::time::interval(config.heartbeat_interval());
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut retry = Backoff::new(config.retry_backoff, config.retry_backoff_max);
         let mut checked = Instant::now();
@@ -233,7 +233,7 @@ impl ClassicMember {
                         }
                         Err(error) if error.is_retriable() => {
                             tracing::debug!(group = self.member.identity.group, %error, "heartbeat failed");
-                            tick.reset_after(retry.next().min(config.heartbeat_interval));
+                            tick.reset_after(retry.next().min(config.heartbeat_interval()));
                         }
                         Err(error) => return Err(error),
                     }
@@ -344,7 +344,7 @@ impl ClassicMember {
         self.member
             .cluster
             .config()
-            .assignors
+            .assignors()
             .contains(&Assignor::CooperativeSticky)
     }
 
@@ -353,12 +353,12 @@ impl ClassicMember {
         let owned: Vec<TopicPartition> = self.member.owned.iter().cloned().collect();
         let mut request = JoinGroupRequest::default();
         request.group_id = self.member.identity.group.as_str().into();
-        request.session_timeout_ms = wire_ms(config.session_timeout);
+        request.session_timeout_ms = wire_ms(config.session_timeout());
         request.rebalance_timeout_ms = wire_ms(config.max_poll_interval);
         request.member_id = self.member.identity.member.as_str().into();
         request.group_instance_id = self.member.identity.instance.as_deref().map(Into::into);
         request.protocol_type = "consumer".into();
-        for assignor in &config.assignors {
+        for assignor in config.assignors() {
             let mut protocol = JoinGroupRequestProtocol::default();
             protocol.name = assignor.name().into();
             let topics = self.topics.iter().map(|topic| &**topic);
@@ -379,7 +379,7 @@ impl ClassicMember {
             .member
             .cluster
             .config()
-            .assignors
+            .assignors()
             .iter()
             .find(|a| a.name() == chosen)
             .copied();

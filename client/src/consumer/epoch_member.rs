@@ -176,7 +176,7 @@ impl EpochMember {
         member.identity.member = format!("{:032x}", rand::random::<u128>());
         member.identity.generation = JOINING;
         Self {
-            interval: member.cluster.config().heartbeat_interval,
+            interval: member.cluster.config().heartbeat_interval(),
             member,
             target: None,
             unsaid: Unsaid::default(),

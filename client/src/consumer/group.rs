@@ -102,6 +102,7 @@ impl Drop for Membership {
 impl Membership {
     pub(super) fn start(cluster: Cluster, subscription: Subscription) -> Result<Self> {
         let config = cluster.config().clone();
+        config.check_group_settings()?;
         let group = config
             .group_id
             .clone()
