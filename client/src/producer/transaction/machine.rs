@@ -277,8 +277,11 @@ impl Machine {
         id
     }
 
+    /// Whether these are still to be told. Nobody is told any of a transaction that can't be
+    /// committed, whether they were taken before that was known or after.
     pub(crate) fn has_offsets(&self, id: u64) -> bool {
-        self.offsets.iter().any(|(waiting, ..)| *waiting == id)
+        let is_lost = self.doomed.is_some() || matches!(self.phase, Phase::Failed(_));
+        !is_lost && self.offsets.iter().any(|(waiting, ..)| *waiting == id)
     }
 
     /// Something of the transaction failed for good.

@@ -474,3 +474,32 @@ fn a_cluster_that_learns_the_newer_protocol_gets_a_new_epoch_first() {
     rig.begin();
     assert!(rig.write_to(0), "nothing has to be announced");
 }
+
+#[test]
+fn offsets_that_can_not_be_committed_any_more_are_not_waited_for() {
+    let group = || GroupMetadata::outsider("g");
+    // The producer is fenced, or done for in another way.
+    for error in [refusal(ErrorCode::InvalidProducerEpoch), Error::Closed] {
+        let mut rig = rig(2);
+        rig.begin();
+        let id = rig.machine.add_offsets(group(), offsets());
+        let asked = rig.ask();
+        assert!(rig.machine.has_offsets(id));
+        rig.answer(&asked, Err(error));
+        assert!(!rig.machine.has_offsets(id), "{:?}", rig.machine.trouble());
+        assert!(rig.machine.trouble().is_some());
+    }
+    // A record has failed since the caller last looked.
+    let mut rig = rig(2);
+    rig.begin();
+    rig.machine.doom(refusal(ErrorCode::MessageTooLarge));
+    let id = rig.machine.add_offsets(group(), offsets());
+    assert!(!rig.machine.has_offsets(id));
+    rig.machine.abort();
+    rig.assert_ready(Ending::Aborted);
+    assert_eq!(
+        rig.next(),
+        Next::Nothing,
+        "they went with their transaction"
+    );
+}
