@@ -266,7 +266,8 @@ def main():
     Journal(given.journal)
     replaced = keep_up(given, ending)
     counted, wrong = report(given)
-    print(json.dumps({**counted, "replaced_programs": replaced, **wrong}, indent=2))
+    # What a program said last may have no end.
+    print("\n" + json.dumps({**counted, "replaced_programs": replaced, **wrong}, indent=2))
     return int(any(wrong.values()))
 
 
