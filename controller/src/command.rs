@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 use rand::RngCore;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::oneshot, time::Instant};
-use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ProducerId};
+use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ProducerId, TopicId};
 
 use crate::{
     ControllerError,
@@ -14,6 +14,7 @@ use crate::{
     decide::{
         ChangeSet, brokers,
         configs::{self, ConfigAlteration},
+        deletions,
         elections::{self, ElectionAnswers, Elections},
         features::{self, FeatureUpdate},
         isr::{self, IsrAnswers, IsrProposals},
@@ -101,6 +102,7 @@ macro_rules! commands {
 commands! {
     CreateTopics(Validated<Vec<NewTopic>>) -> Answers<CreatedTopic>;
     DeleteTopics(Vec<TopicSelector>) -> Answers<DeletedTopic>;
+    ConfirmDeletions((BrokerId, Vec<TopicId>)) -> Result<(), ControllerError>;
     CreatePartitions(Validated<Vec<NewPartitions>>) -> Answers<()>;
     AlterConfigs(Validated<Vec<ConfigAlteration>>) -> Answers<()>;
     AlterPartitions(IsrProposals) -> IsrAnswers;
@@ -246,6 +248,11 @@ impl Command {
                 call.decided_unless_validating(decision)
             }
             Self::DeleteTopics(call) => call.decided(topics::delete(image, &call.input)),
+            Self::ConfirmDeletions(call) => {
+                let (broker, topics) = &call.input;
+                let changes = deletions::confirm(image, *broker, topics);
+                call.decided((changes, Ok(())))
+            }
             Self::CreatePartitions(call) => {
                 let decision = topics::grow(image, &call.input.input, random);
                 call.decided_unless_validating(decision)
@@ -312,11 +319,13 @@ impl Command {
             | Self::ElectLeaders(_)
             | Self::UnregisterBroker(_) => false,
             // The epochs in it stop a second one; a block that nobody uses is no loss; ids
-            // that were passed over already and a level that is set already stay so.
+            // that were passed over already, a level that is set already and replicas that
+            // are gone stay so.
             Self::AlterPartitions(_)
             | Self::AllocateProducerIds(_)
             | Self::PassOverProducerIds(_)
             | Self::ShutDownBroker(_)
+            | Self::ConfirmDeletions(_)
             | Self::UpdateFeatures(_) => true,
         }
     }
@@ -326,6 +335,7 @@ impl Command {
         match self {
             Self::AlterPartitions(call) => Some(call.input.broker),
             Self::ShutDownBroker(call) => Some(call.input.0),
+            Self::ConfirmDeletions(call) => Some(call.input.0),
             Self::CreateTopics(_)
             | Self::DeleteTopics(_)
             | Self::CreatePartitions(_)

@@ -8,7 +8,7 @@ use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     time::Instant,
 };
-use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ProducerId};
+use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ProducerId, TopicId};
 
 use crate::{
     ControllerError,
@@ -177,6 +177,12 @@ impl Controller {
     pub async fn delete_topics(&self, topics: Vec<TopicSelector>) -> Answers<DeletedTopic> {
         let count = topics.len();
         each(count, self.call(Command::DeleteTopics, topics).await)
+    }
+
+    /// Says that this process's broker holds nothing of these topics, which were deleted.
+    pub async fn confirm_deletions(&self, topics: Vec<TopicId>) -> Result<(), ControllerError> {
+        let input = (self.node_id, topics);
+        self.call(Command::ConfirmDeletions, input).await?
     }
 
     /// Gives topics more partitions.

@@ -18,8 +18,9 @@ use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ControllerEpoch, PartitionId, To
 use crate::{
     decide::features,
     keys::{
-        Address, AdmissionValue, BrokerValue, ConfigScope, ConfigValue, DaemonValue, FeaturesValue,
-        Key, PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue, ValueError, parse_cluster,
+        Address, AdmissionValue, BrokerValue, ConfigScope, ConfigValue, DaemonValue, DeletionValue,
+        FeaturesValue, Key, PARTITIONS_PER_CHUNK, PartitionState, ProducerIdsValue, ValueError,
+        parse_cluster,
     },
     store::{Batch, Change, Revision, SessionId, Snapshot},
 };
@@ -39,6 +40,7 @@ pub struct ClusterImage {
     /// Names with a `.` or `_`, by what they become when all of these are `_`.
     collisions: OrdMap<Arc<str>, Arc<str>>,
     chunks: OrdMap<(TopicId, u32), Arc<PartitionChunk>>,
+    deletions: OrdMap<TopicId, Arc<DeletionImage>>,
     configs: OrdMap<ConfigScope, Arc<ConfigImage>>,
     producer_ids: Option<ProducerIdsImage>,
     features: Option<Arc<FeaturesImage>>,
@@ -112,6 +114,15 @@ pub struct PartitionChunk {
     pub mod_revision: Revision,
     /// The states in the order of the partitions.
     pub states: Vec<PartitionState>,
+}
+
+/// A topic that was deleted, and of which brokers may still hold replicas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeletionImage {
+    /// What is stored.
+    pub value: DeletionValue,
+    /// The revision at which the key was written.
+    pub mod_revision: Revision,
 }
 
 /// The configuration overrides of one scope.
@@ -294,6 +305,27 @@ impl ClusterImage {
     /// can't stand side by side.
     pub fn topic_colliding_with(&self, name: &str) -> Option<&Arc<str>> {
         self.collisions.get(unified(name)?.as_str())
+    }
+
+    /// Topics that were deleted, and of which brokers may still hold replicas.
+    pub(crate) fn deletions(&self) -> impl Iterator<Item = (TopicId, &DeletionImage)> {
+        self.deletions
+            .iter()
+            .map(|(&topic, deletion)| (topic, deletion.as_ref()))
+    }
+
+    /// What is known of the deletion of a topic.
+    pub(crate) fn deletion(&self, topic: TopicId) -> Option<&DeletionImage> {
+        self.deletions.get(&topic).map(Arc::as_ref)
+    }
+
+    /// The topics that were deleted, and of which `broker` has not said that it holds nothing.
+    pub fn deleted_topics(&self, broker: BrokerId) -> impl Iterator<Item = TopicId> {
+        self.deletions()
+            .filter(move |(_, deletion)| deletion.value.brokers.contains(&broker))
+            .map(|(topic, _)| topic)
+            // Whatever the store says besides, a topic that exists is not deleted.
+            .filter(|topic| !self.topics_by_id.contains_key(topic))
     }
 
     /// The configuration overrides of a scope, if there are any.

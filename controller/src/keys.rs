@@ -9,6 +9,7 @@
 //! daemons/101              {"incarnation":"…","endpoint":{…}}                    session-bound
 //! admitted/1               {"broker_epoch":12,"boot_id":"…",…}
 //! topics/orders            {"topic_id":"…","partitions":300}
+//! deleted/TOPIC_ID         {"topic":"orders","brokers":[2]}                      until broker 2 has removed it
 //! partitions/TOPIC_ID/2    {"256":{"replicas":[1,2],"isr":[1,2],"leader":1,…},…}     partitions 256 to 383
 //! configs/topics/orders    {"retention.ms":"1000"}
 //! configs/brokers/1, configs/cluster, configs/groups/G
@@ -50,6 +51,8 @@ pub enum Key {
     Topic(Arc<str>),
     /// The states of up to [`PARTITIONS_PER_CHUNK`] partitions of a topic.
     Partitions(TopicId, u32),
+    /// A topic that was deleted, as long as brokers may hold replicas of it.
+    Deletion(TopicId),
     /// Configuration overrides.
     Config(ConfigScope),
     /// The producer ids given out so far.
@@ -100,6 +103,7 @@ impl fmt::Display for Key {
             Self::Admission(id) => write!(f, "admitted/{id}"),
             Self::Topic(name) => write!(f, "topics/{name}"),
             Self::Partitions(topic, chunk) => write!(f, "partitions/{topic}/{chunk}"),
+            Self::Deletion(topic) => write!(f, "deleted/{topic}"),
             Self::Config(ConfigScope::Topic(name)) => write!(f, "configs/topics/{name}"),
             Self::Config(ConfigScope::Broker(id)) => write!(f, "configs/brokers/{id}"),
             Self::Config(ConfigScope::Cluster) => f.write_str("configs/cluster"),
@@ -130,6 +134,7 @@ impl Key {
                 let (topic, chunk) = rest.split_once('/')?;
                 Self::Partitions(topic.parse().ok()?, chunk.parse().ok()?)
             }
+            Some(("deleted", topic)) => Self::Deletion(topic.parse().ok()?),
             Some(("configs", "cluster")) => Self::Config(ConfigScope::Cluster),
             Some(("configs", rest)) => match rest.split_once('/')? {
                 ("topics", name) => Self::Config(ConfigScope::Topic(name.into())),
@@ -312,6 +317,17 @@ pub struct TopicValue {
     pub partitions: u32,
 }
 
+/// The value of `deleted/TOPIC_ID`, which is written with the deletion. It tells a broker that
+/// was away from one whose metadata store was put back from a backup: only what is known to have
+/// been deleted is removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletionValue {
+    /// The name that the topic had, for whoever reads this; another topic may have it now.
+    pub topic: String,
+    /// The brokers that had replicas of it and have not said that they hold none any more.
+    pub brokers: Vec<BrokerId>,
+}
+
 /// The value of `producer_ids`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProducerIdsValue {
@@ -484,6 +500,7 @@ mod tests {
             Key::Admission(BrokerId::new(3)),
             Key::Topic("a.b_c-D".into()),
             Key::Partitions(id, 78),
+            Key::Deletion(id),
             Key::Config(ConfigScope::Topic("cluster".into())),
             Key::Config(ConfigScope::Broker(BrokerId::new(0))),
             Key::Config(ConfigScope::Cluster),

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId};
 
 use super::{
-    ChangeSet, PartitionEdits, UNCLEAN_ELECTION, allows_unclean_election, is_current,
+    ChangeSet, PartitionEdits, UNCLEAN_ELECTION, allows_unclean_election, deletions, is_current,
     leaders::{Circumstances, Loss, Target, next_state},
     min_isr,
 };
@@ -132,6 +132,7 @@ pub fn unregister(
     forgetting.delete(&key);
     let mut changes = edits.into_changes();
     changes.push(forgetting);
+    changes.extend(deletions::forget_broker(image, broker));
     Ok(changes)
 }
 

@@ -9,6 +9,7 @@
 pub mod assignment;
 pub mod brokers;
 pub mod configs;
+pub mod deletions;
 pub mod elections;
 pub mod features;
 pub mod isr;

@@ -33,6 +33,7 @@ pub(crate) fn settings() -> ServerSettings {
 }
 
 /// See the module.
+#[derive(Clone)]
 pub(crate) struct Cluster {
     pub(crate) image: ClusterImage,
     entries: std::collections::BTreeMap<String, Entry>,
@@ -106,7 +107,8 @@ impl Cluster {
                 .collect(),
             configs: Vec::new(),
         };
-        let mut random = StdRng::seed_from_u64(self.image.topic_count() as u64);
+        // A topic of the same name is another.
+        let mut random = StdRng::seed_from_u64(self.image.revision().value() as u64);
         let (changes, answers) = topics::create(&self.image, &settings(), &[topic], &mut random);
         self.apply(&changes);
         answers[0].as_ref().expect("a legal topic").id

@@ -3,7 +3,7 @@
 //! The key of a topic is what makes its partitions exist: it is written after
 //! their states and deleted before them, so a controller that dies half-way leaves
 //! states that belong to nothing ([`super::brokers::remove_orphans`]), never a topic
-//! without them.
+//! without them. With it a deletion is noted for the brokers that hold replicas ([`super::deletions`]).
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use yuxi_protocol::ids::{BrokerId, LeaderEpoch, PartitionId, TopicId};
 use super::{
     ChangeSet,
     assignment::{MAX_NEW_PARTITIONS, additional, assigned, chosen},
-    configs,
+    configs, deletions,
     placement::Ring,
 };
 use crate::{
@@ -303,6 +303,7 @@ fn remove(image: &ClusterImage, changes: &mut Vec<ChangeSet>, topic: &TopicImage
     if image.config(&scope).is_some() {
         change.delete(&Key::Config(scope));
     }
+    deletions::remember(image, topic, &mut change);
     changes.push(change);
     for (chunk, _) in image.chunks_of(topic.id) {
         let mut change = ChangeSet::default();

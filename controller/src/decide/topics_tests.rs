@@ -258,7 +258,7 @@ fn manual_assignments_that_make_no_sense_are_refused_as_kafka_does() {
 }
 
 #[test]
-fn a_topic_that_is_deleted_leaves_nothing_behind() {
+fn a_topic_that_is_deleted_leaves_nothing_behind_once_its_brokers_have_removed_it() {
     let mut cluster = Cluster::of(1);
     let before = cluster.entry_count();
     let with_config = NewTopic {
@@ -283,6 +283,9 @@ fn a_topic_that_is_deleted_leaves_nothing_behind() {
     assert_eq!(answers[3], Err(ControllerError::UnknownTopicId(unknown)));
     assert_eq!(answers[4], Err(duplicate_topic()));
     assert_eq!(cluster.image.topic_count(), 0);
+    assert_eq!(cluster.entry_count(), before + 2);
+    let changes = deletions::confirm(&cluster.image, id(1), &[t.id, u.id]);
+    cluster.apply(&changes);
     assert_eq!(cluster.entry_count(), before);
 }
 

@@ -9,7 +9,7 @@ use yuxi_protocol::ids::{BrokerEpoch, ControllerEpoch, TopicId};
 
 use super::{
     AdmissionImage, BrokerImage, ClusterImage, ConfigImage, ControllerImage, DaemonImage,
-    FeaturesImage, PartitionChunk, ProducerIdsImage, TopicImage, unified,
+    DeletionImage, FeaturesImage, PartitionChunk, ProducerIdsImage, TopicImage, unified,
 };
 use crate::{
     keys::{
@@ -81,6 +81,13 @@ impl ClusterImage {
                 self.chunks.insert((topic, chunk), Arc::new(states));
                 touched.insert(topic);
             }
+            Some(Key::Deletion(topic)) => {
+                let deletion = DeletionImage {
+                    value: parse_value(&entry.key, &entry.value)?,
+                    mod_revision,
+                };
+                self.deletions.insert(topic, Arc::new(deletion));
+            }
             Some(Key::Config(scope)) => {
                 let config = ConfigImage {
                     values: parse_value(&entry.key, &entry.value)?,
@@ -122,6 +129,9 @@ impl ClusterImage {
             Some(Key::Partitions(topic, chunk)) => {
                 self.chunks.remove(&(topic, chunk));
                 touched.insert(topic);
+            }
+            Some(Key::Deletion(topic)) => {
+                self.deletions.remove(&topic);
             }
             Some(Key::Config(scope)) => {
                 self.configs.remove(&scope);

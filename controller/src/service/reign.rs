@@ -12,7 +12,7 @@ use super::{
     task::{Cause, Task},
 };
 use crate::{
-    decide::{brokers, configs, elections},
+    decide::{brokers, configs, deletions, elections},
     image::ClusterImage,
     liveness::Liveness,
     rebalance::RebalanceTimer,
@@ -83,6 +83,7 @@ impl Reign {
         }
         let dead = liveness.dead_brokers(image);
         let mut changes = brokers::remove_orphans(image);
+        changes.extend(deletions::forget_unknown_brokers(image));
         let spared = liveness.spared();
         changes.extend(brokers::fence(image, &self.settings, &dead, spared));
         endings.add(
