@@ -3,9 +3,10 @@
 //! On the first start on a directory that another broker wrote (Kafka's own, say), its
 //! topics are taken over under their ids, with everything in them, and the numbers of their
 //! producers are not given out again. Later, such a
-//! directory was left by a deletion that was cut short, or put there by hand: it is
-//! renamed as Kafka does, `…-stray`, so that a new topic of the name can be made, and
-//! its files are left to the operator.
+//! directory may be all that is left of a topic that the store has lost, or was put there by hand:
+//! it is renamed as Kafka does, `…-stray`, so that a new topic of the name can be made, and
+//! its files are left to the operator. What is known to have been deleted is gone by then
+//! ([`crate::replicas`]).
 
 use crate::{StartError, internal_topics, node::Node, partition::Partition};
 use std::{

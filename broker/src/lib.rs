@@ -7,6 +7,7 @@
 mod adoption;
 mod api;
 mod cleaner;
+mod deletions;
 mod gathered;
 mod groups;
 mod handover;
@@ -362,6 +363,7 @@ impl Broker {
         background.push(tokio::spawn(async move {
             marking.transactions.write_markers(&marking).await;
         }));
+        background.push(tokio::spawn(deletions::confirm(Arc::clone(&node))));
         node.applied(image.revision()).await;
         adoption::settle_strays(&node, kind.adopts()).await?;
         background.extend(Maintenance::start(&node));

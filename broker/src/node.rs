@@ -157,6 +157,11 @@ impl Node {
         Arc::clone(&self.applied.borrow())
     }
 
+    /// [`Node::image`] as it is and comes to be.
+    pub(crate) fn images(&self) -> watch::Receiver<Arc<ClusterImage>> {
+        self.applied.subscribe()
+    }
+
     /// The settings with the dynamic configs laid over them.
     pub(crate) fn live_settings(&self) -> Arc<ServerSettings> {
         Arc::clone(&read(&self.live))

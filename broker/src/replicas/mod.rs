@@ -4,8 +4,8 @@
 //! cluster image: one task applies one image after the other.
 //!
 //! What always holds: a partition in the map has its directory and the topic id that
-//! stands in it; a directory of a topic that no longer exists is deleted, and one of a
-//! topic that the cluster never knew is left alone and named in the log.
+//! stands in it; a directory of a topic that was deleted is removed, and one of a
+//! topic that the cluster does not know is left alone and named in the log.
 
 mod checkpoints;
 mod deletions;
@@ -164,13 +164,20 @@ impl Replicas {
                 partition.forget_gone_followers(incarnation, |id| new.is_active(id));
             }
         }
+        // What is deleted goes first, for what is created may have its name.
+        for change in &changes.topics {
+            if let TopicChange::Deleted(topic) = change {
+                self.delete(topic, &mut roles);
+            }
+        }
+        self.remove_deleted_topics(new);
         for change in changes.topics {
             match change {
                 TopicChange::Created(topic) => self.create(topic, new, settings, &mut roles),
-                TopicChange::Deleted(topic) => self.delete(topic, &mut roles),
                 TopicChange::Changed { old, new: topic } => {
                     self.change(old, topic, new, settings, &mut roles);
                 }
+                TopicChange::Deleted(_) => {}
             }
         }
         let everywhere = changes
@@ -265,7 +272,7 @@ impl Replicas {
                     .open(directory, &id, topic_id, topic_settings, settings)
             };
             match open() {
-                // Left by a topic of the same name that was deleted while this broker was away.
+                // Left by a topic of the same name that the cluster does not know.
                 Err(LogError::OtherTopic { .. }) if set_aside(&self.directory, &id).is_ok() => {
                     open()
                 }
@@ -426,8 +433,8 @@ impl Replicas {
         }
     }
 
-    /// Directories of partitions that the image does not place here: left by a deletion
-    /// that was cut short, or by another cluster.
+    /// Directories of partitions that the image does not place here: those of a topic that the
+    /// metadata store has lost, say, or of a partition that was moved while this broker was away.
     pub(crate) fn strays(&self) -> Result<Vec<StoredPartition>, LogDirError> {
         let all = self.all();
         let here: HashSet<&TopicPartition> = all.iter().map(|partition| partition.id()).collect();

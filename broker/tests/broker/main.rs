@@ -3,6 +3,7 @@
 mod client_groups;
 mod compaction;
 mod consumer_groups;
+mod deletions;
 mod etcd;
 mod fetching;
 mod groups;

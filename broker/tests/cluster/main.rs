@@ -1,5 +1,6 @@
 //! Clusters of several brokers in this process that share one metadata store.
 
+mod deletions;
 mod elections;
 mod failover;
 mod in_sync;
