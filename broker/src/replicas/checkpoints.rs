@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 use yuxi_log::OffsetCheckpoint;
-use yuxi_protocol::ids::Offset;
+use yuxi_protocol::ids::{Offset, TopicPartition};
 
 /// Which checkpoint files to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub(super) struct CheckpointFiles {
     recovery_points: Mutex<Offsets>,
     /// What stands in replication-offset-checkpoint.
     high_watermarks: Mutex<Offsets>,
+    /// Whoever writes one of the other files holds it.
+    others: Mutex<()>,
 }
 
 impl CheckpointFiles {
@@ -60,12 +62,14 @@ impl CheckpointFiles {
             directory,
             recovery_points: Mutex::new(recovery_points),
             high_watermarks: Mutex::new(high_watermarks),
+            others: Mutex::default(),
         }
     }
 
     /// Writes what holds for the partitions here.
     pub(super) fn write(&self, which: Checkpoints, all: &[Arc<Partition>]) -> std::io::Result<()> {
         let write = |offset: &dyn Fn(&Partition) -> Option<Offset>| {
+            let _held = lock(&self.others);
             let offsets: Vec<_> = all
                 .iter()
                 .filter_map(|partition| Some((partition.id(), offset(partition)?)))
@@ -105,6 +109,39 @@ impl CheckpointFiles {
                 write(&|partition| partition.with_log(|log, _| log.cleaned_to())?)
             }
         }
+    }
+
+    /// Forgets partitions whose logs are about to begin anew: what stands in the files holds for
+    /// others that had their names.
+    pub(super) fn forget(&self, anew: &[TopicPartition]) -> std::io::Result<()> {
+        let without = |offsets: &Offsets| {
+            let mut rest = offsets.clone();
+            rest.retain(|id, _| !anew.contains(id));
+            (rest.len() < offsets.len()).then_some(rest)
+        };
+        if anew.is_empty() {
+            return Ok(());
+        }
+        let mut stored = lock(&self.recovery_points);
+        if let Some(rest) = without(&stored) {
+            self.write_recovery_points(&mut stored, rest)?;
+        }
+        drop(stored);
+        let mut stored = lock(&self.high_watermarks);
+        if let Some(rest) = without(&stored) {
+            let offsets = rest.iter().map(|(id, &offset)| (id, offset));
+            self.file(Checkpoints::HighWatermarks).write(offsets)?;
+            *stored = rest;
+        }
+        drop(stored);
+        let _held = lock(&self.others);
+        for which in [Checkpoints::LogStarts, Checkpoints::Cleaned] {
+            let file = self.file(which);
+            if let Some(rest) = without(&file.read()?) {
+                file.write(rest.iter().map(|(id, &offset)| (id, offset)))?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes these recovery points instead of those that stand there.

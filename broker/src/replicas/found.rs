@@ -1,7 +1,7 @@
 //! What the last stop left in the log directory, and the opening of logs by it.
 //!
 //! Read once when the broker starts. Checkpoints hold for the logs as they were then, so what
-//! is lost or begins anew is forgotten here.
+//! is lost is forgotten here, and what begins anew, perhaps as another topic's, has none.
 
 use super::{Checkpoints, set_aside, settings_of, threads::on_threads};
 use crate::{log_config, sync::lock, time};
@@ -126,10 +126,13 @@ impl Found {
         topic_settings: &TopicSettings,
         settings: &ServerSettings,
     ) -> Result<Log, LogError> {
+        let path = directory.partition_dir(id);
+        let exists = path.is_dir();
+        let checkpoint = |offsets: &Offsets| offsets.get(id).copied().filter(|_| exists);
         let opening = Opening {
-            recovery_point: offset_of(&self.recovery_points, id),
+            recovery_point: checkpoint(&self.recovery_points).unwrap_or(Offset::ZERO),
             clean_shutdown: self.clean_shutdown,
-            log_start_offset: offset_of(&self.log_starts, id),
+            log_start_offset: checkpoint(&self.log_starts).unwrap_or(Offset::ZERO),
             topic_id,
             now_ms: time::now_ms(),
         };
@@ -137,8 +140,8 @@ impl Found {
             topic_settings,
             i64::from(settings.producer_id_expiration_ms),
         );
-        let mut log = Log::open(&directory.partition_dir(id), config, opening)?;
-        if let Some(&cleaned_to) = self.cleaned.get(id) {
+        let mut log = Log::open(&path, config, opening)?;
+        if let Some(cleaned_to) = checkpoint(&self.cleaned) {
             log.set_cleaned_to(cleaned_to);
         }
         Ok(log)

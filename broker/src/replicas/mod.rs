@@ -247,7 +247,21 @@ impl Replicas {
                 None
             }
         };
+        let ids = wanted.iter().map(|&(partition, _)| TopicPartition {
+            topic: Arc::clone(&topic.name),
+            partition,
+        });
+        let is_new = |id: &TopicPartition| !self.directory.partition_dir(id).is_dir();
+        self.forget_checkpoints(&ids.filter(is_new).collect::<Vec<_>>());
         on_threads(wanted, open).into_iter().flatten().collect()
+    }
+
+    /// Before logs begin anew: one of the name may have been here before, and should this
+    /// process die, the next would take its checkpoints for the new one's.
+    fn forget_checkpoints(&self, anew: &[TopicPartition]) {
+        if let Err(error) = self.checkpoints.forget(anew) {
+            tracing::warn!(%error, "a checkpoint still names partitions that begin anew");
+        }
     }
 
     fn open(
@@ -274,6 +288,7 @@ impl Replicas {
             match open() {
                 // Left by a topic of the same name that the cluster does not know.
                 Err(LogError::OtherTopic { .. }) if set_aside(&self.directory, &id).is_ok() => {
+                    self.forget_checkpoints(std::slice::from_ref(&id));
                     open()
                 }
                 opened => opened,

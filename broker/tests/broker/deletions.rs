@@ -1,11 +1,21 @@
 //! Deletions of topics that a broker did not live to carry out.
 
-use crate::support::{Server, batch, wait_for};
+use crate::support::{Client, Server, batch, wait_for};
 use std::{path::Path, sync::Arc};
+use tempfile::TempDir;
 use yuxi_controller::{
     decide::topics::{self, TopicSelector},
     image::ClusterImage,
-    store::{Commit, EmbeddedStore, MetadataStore, Transaction},
+    keys::{Key, LeaderRecovery, PartitionState, TopicValue, print_partitions, print_value},
+    store::{Commit, EmbeddedStore, MetadataStore, Operation, Transaction},
+};
+use yuxi_protocol::{
+    ids::{BrokerId, LeaderEpoch, TopicId},
+    message,
+    messages::{
+        DeleteRecordsRequest,
+        delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic},
+    },
 };
 
 /// Deletes a topic in the metadata store of a broker that is not there to see it.
@@ -37,37 +47,140 @@ fn directories(server: &Server) -> Vec<String> {
     names
 }
 
+/// Creates a topic with one partition likewise.
+async fn create_unseen(directory: &Path, topic: &str) {
+    let topic_id = TopicId::from_bytes([7; 16]);
+    let broker = BrokerId::new(1);
+    let state = PartitionState {
+        replicas: vec![broker],
+        isr: vec![broker],
+        elr: Vec::new(),
+        leader: broker,
+        leader_epoch: LeaderEpoch::new(0),
+        partition_epoch: 0,
+        leader_recovery: LeaderRecovery::Recovered,
+        last_known_leader: None,
+        adding_replicas: Vec::new(),
+        removing_replicas: Vec::new(),
+        lost_data: Vec::new(),
+    };
+    let value = TopicValue {
+        topic_id,
+        partitions: 1,
+    };
+    let entries = [
+        (Key::Topic(topic.into()), print_value(&value)),
+        (Key::Partitions(topic_id, 0), print_partitions(0, &[state])),
+    ];
+    let operations = entries.map(|(key, value)| Operation::Put {
+        key: key.to_string(),
+        value,
+        session: None,
+    });
+    let store = EmbeddedStore::open(directory).expect("the store");
+    let transaction = Transaction {
+        guards: Vec::new(),
+        operations: operations.into(),
+    };
+    store.commit(transaction).await.expect("a commit");
+}
+
+/// Deletes the first record of partition 0.
+async fn delete_first(client: &mut Client, topic: &str) {
+    let request = message!(DeleteRecordsRequest {
+        topics: vec![message!(DeleteRecordsTopic {
+            name: topic.into(),
+            partitions: vec![message!(DeleteRecordsPartition {
+                partition_index: 0,
+                offset: 1,
+            })],
+        })],
+        timeout_ms: 1000,
+    });
+    let answer = client.ask(2, &request).await;
+    assert_eq!(answer.topics[0].partitions[0].low_watermark, 1);
+}
+
+/// Waits until a broker that is started on the directory has nothing left to confirm.
+async fn until_confirmed(directory: &Arc<TempDir>) {
+    wait_for("the end of what is remembered", async || {
+        let store = EmbeddedStore::open(directory.path()).expect("the store");
+        let left = store.read("deleted/").await.expect("its entries");
+        drop(store);
+        if left.entries.is_empty() {
+            return Some(());
+        }
+        let server = Server::start_in(Arc::clone(directory), Vec::new()).await;
+        server.shutdown().await;
+        None
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_broker_that_died_before_it_removed_a_deleted_topic_removes_it_when_it_starts() {
     let server = Server::start().await;
     let mut client = server.client().await;
     for topic in ["t", "u"] {
         client.create_topic(topic, 2, &[]).await;
-        assert_eq!(client.produce(topic, batch(&["a"])).await.error_code, 0);
+        for value in ["a", "b"] {
+            assert_eq!(client.produce(topic, batch(&[value])).await.error_code, 0);
+        }
+        delete_first(&mut client, topic).await;
     }
     let directory = server.shutdown_to_directory().await;
     delete_unseen(directory.path(), "t").await;
-    let server = Server::start_in(Arc::clone(&directory), Vec::new()).await;
-    let mut client = server.client().await;
     // What is there anew under the name is not what was deleted.
-    client.create_topic("t", 1, &[]).await;
-    assert_eq!(client.produce("t", batch(&["b"])).await.error_code, 0);
+    create_unseen(directory.path(), "t").await;
+    let server = Server::start_in(Arc::clone(&directory), Vec::new()).await;
     wait_for("the removal", async || {
         (directories(&server) == ["t-0", "u-0", "u-1"]).then_some(())
     })
     .await;
-    assert_eq!(client.values("t", 0).await, ["b"]);
-    assert_eq!(client.values("u", 0).await, ["a"]);
-    let mut server = Some(server);
-    wait_for("the end of what is remembered", async || {
-        let started = match server.take() {
-            Some(server) => server,
-            None => Server::start_in(Arc::clone(&directory), Vec::new()).await,
-        };
-        started.shutdown().await;
-        let store = EmbeddedStore::open(directory.path()).expect("the store");
-        let left = store.read("deleted/").await.expect("its entries");
-        left.entries.is_empty().then_some(())
-    })
-    .await;
+    let mut client = server.client().await;
+    let produced = client.produce("t", batch(&["c"])).await;
+    assert_eq!((produced.error_code, produced.base_offset), (0, 0));
+    assert_eq!(client.values("t", 0).await, ["c"]);
+    assert_eq!(client.values("u", 1).await, ["b"]);
+    server.shutdown().await;
+    until_confirmed(&directory).await;
+}
+
+#[tokio::test]
+async fn a_partition_that_could_not_be_opened_is_removed_with_its_topic() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    client.create_topic("t", 2, &[]).await;
+    assert_eq!(client.produce("t", batch(&["a"])).await.error_code, 0);
+    let directory = server.shutdown_to_directory().await;
+    let log = directory.path().join("t-0/00000000000000000000.log");
+    std::fs::write(&log, "no record").expect("written");
+    let server = Server::start_in(Arc::clone(&directory), Vec::new()).await;
+    let mut client = server.client().await;
+    let produced = client.produce("t", batch(&["b"])).await;
+    assert_ne!(produced.error_code, 0, "its log is damaged");
+    client.delete_topic("t").await;
+    assert!(!directories(&server).contains(&"t-0".to_owned()));
+    server.shutdown().await;
+    until_confirmed(&directory).await;
+}
+
+#[tokio::test]
+async fn nothing_of_a_deleted_topic_is_known_of_one_that_has_its_name() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    client.create_topic("t", 1, &[]).await;
+    for value in ["a", "b", "c"] {
+        assert_eq!(client.produce("t", batch(&[value])).await.error_code, 0);
+    }
+    delete_first(&mut client, "t").await;
+    // Its checkpoints name it.
+    let server = server.restart().await;
+    let mut client = server.client().await;
+    client.delete_topic("t").await;
+    client.create_topic("t", 1, &[]).await;
+    let produced = client.produce("t", batch(&["d"])).await;
+    assert_eq!((produced.error_code, produced.base_offset), (0, 0));
+    let after = server.start_after_crash().await;
+    assert_eq!(after.client().await.values("t", 0).await, ["d"]);
 }
