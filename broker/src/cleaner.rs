@@ -57,14 +57,14 @@ struct State {
     in_progress: HashSet<Key>,
     uncleanable: HashSet<Key>,
     /// Logs that had no room or changed meanwhile, and when they are tried again.
-    retry_ms: HashMap<Key, i64>,
+    retry_at: HashMap<Key, Instant>,
     last: LastRun,
 }
 
 /// What the last look at the logs and the last compaction were like.
 #[derive(Clone, Copy, Debug, Default)]
 struct LastRun {
-    at_ms: Option<i64>,
+    at: Option<Instant>,
     max_dirty: f64,
     delay_ms: i64,
     stats: CompactionStats,
@@ -145,7 +145,7 @@ fn pick(node: &Arc<Node>) -> Option<Job> {
     if node.is_storage_failed() {
         return None;
     }
-    let now_ms = time::now_ms();
+    let (now, now_ms) = (Instant::now(), time::wall_ms());
     let cleaner = &node.cleaner;
     let mut dirtiest: Option<(f64, Arc<Partition>)> = None;
     let (mut max_dirty, mut delay_ms) = (0.0_f64, 0);
@@ -153,7 +153,7 @@ fn pick(node: &Arc<Node>) -> Option<Job> {
     cleaner.forget_gone(&all);
     for partition in all {
         if !partition.settings().cleanup_policy.compacts()
-            || cleaner.state().is_left_alone(key_of(&partition), now_ms)
+            || cleaner.state().is_left_alone(key_of(&partition), now)
         {
             continue;
         }
@@ -175,7 +175,7 @@ fn pick(node: &Arc<Node>) -> Option<Job> {
         }
     }
     let mut state = cleaner.state();
-    state.last.at_ms = Some(now_ms);
+    state.last.at = Some(now);
     state.last.max_dirty = max_dirty;
     state.last.delay_ms = delay_ms;
     let (_, partition) = dirtiest?;
@@ -211,7 +211,7 @@ impl Cleaner {
 
     /// How compaction gets on.
     pub(crate) fn report(&self, node: &Node) -> CleanerState {
-        let now_ms = time::now_ms();
+        let now_ms = time::wall_ms();
         let (last, uncleanable) = {
             let state = self.state();
             (state.last, state.uncleanable.clone())
@@ -236,7 +236,9 @@ impl Cleaner {
             clean_seconds: last.took.as_secs() as i64,
             delay_seconds: last.delay_ms / 1000,
             max_dirty_percent: percent(last.max_dirty),
-            ms_since_last_run: last.at_ms.map_or(0, |at_ms| (now_ms - at_ms).max(0)),
+            ms_since_last_run: last.at.map_or(0, |at| {
+                i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX)
+            }),
             uncleanable: uncleanable.len(),
             uncleanable_bytes,
         }
@@ -245,12 +247,12 @@ impl Cleaner {
     /// What is known of partitions that are gone, or are of a new topic of the same name.
     fn forget_gone(&self, all: &[Arc<Partition>]) {
         let mut state = self.state();
-        if state.uncleanable.is_empty() && state.retry_ms.is_empty() {
+        if state.uncleanable.is_empty() && state.retry_at.is_empty() {
             return;
         }
         let here: HashSet<Key> = all.iter().map(|partition| key_of(partition)).collect();
         state.uncleanable.retain(|key| here.contains(key));
-        state.retry_ms.retain(|key, _| here.contains(key));
+        state.retry_at.retain(|key, _| here.contains(key));
     }
 
     fn give_up(&self, partition: &Partition, error: &CompactionError) {
@@ -268,14 +270,14 @@ impl Cleaner {
 }
 
 impl State {
-    fn is_left_alone(&mut self, key: Key, now_ms: i64) -> bool {
-        let retry_ms = self.retry_ms.get(&key);
-        if retry_ms.is_some_and(|&at_ms| at_ms <= now_ms) {
-            self.retry_ms.remove(&key);
+    fn is_left_alone(&mut self, key: Key, now: Instant) -> bool {
+        let retry_at = self.retry_at.get(&key);
+        if retry_at.is_some_and(|&at| at <= now) {
+            self.retry_at.remove(&key);
         }
         self.in_progress.contains(&key)
             || self.uncleanable.contains(&key)
-            || self.retry_ms.contains_key(&key)
+            || self.retry_at.contains_key(&key)
     }
 }
 
@@ -321,9 +323,11 @@ impl Job {
             }
             (None, error) => return cleaner.give_up(partition, &error),
         };
-        let at_ms = time::now_ms().saturating_add(retry_ms);
+        let retry = Duration::from_millis(u64::try_from(retry_ms).unwrap_or(0));
         let mut state = cleaner.state();
-        state.retry_ms.insert(key_of(partition), at_ms);
+        state
+            .retry_at
+            .insert(key_of(partition), Instant::now() + retry);
     }
 
     fn clean(&self) -> Result<Option<CompactionStats>, CompactionError> {
@@ -337,7 +341,7 @@ impl Job {
             load_factor: settings.log_cleaner_io_buffer_load_factor,
         };
         let stable_end = self.partition.offsets().last_stable;
-        let plan = self.with_log(|log| log.plan_compaction(stable_end, time::now_ms()))?;
+        let plan = self.with_log(|log| log.plan_compaction(stable_end, time::wall_ms()))?;
         let Some(plan) = plan else { return Ok(None) };
         let ticket = plan.ticket();
         let mut pace = |bytes| self.pace(bytes);
@@ -387,7 +391,7 @@ impl Job {
     fn finish_swap(&self, segment: &mut yuxi_log::CleanedSegment) -> Result<bool, LogError> {
         let swapped = self
             .partition
-            .with_log(|log, _| log.finish_swap(segment, time::now_ms()));
+            .with_log(|log, _| log.finish_swap(segment, time::wall_ms()));
         swapped.unwrap_or(Ok(false))
     }
 
@@ -526,14 +530,16 @@ mod tests {
     fn a_log_is_left_alone_until_its_time_comes_and_while_or_since_a_thread_has_it() {
         let key = (TopicId::ZERO, PartitionId::new(3));
         let mut state = State::default();
-        state.retry_ms.insert(key, 100);
-        let left_alone = [99, 100, 99].map(|now_ms| state.is_left_alone(key, now_ms));
+        let now = Instant::now();
+        let after = |ms| now + Duration::from_millis(ms);
+        state.retry_at.insert(key, after(100));
+        let left_alone = [99, 100, 99].map(|ms| state.is_left_alone(key, after(ms)));
         assert_eq!(left_alone, [true, false, false]);
         state.in_progress.insert(key);
-        assert!(state.is_left_alone(key, 100));
+        assert!(state.is_left_alone(key, after(100)));
         state.in_progress.clear();
         state.uncleanable.insert(key);
-        assert!(state.is_left_alone(key, i64::MAX));
+        assert!(state.is_left_alone(key, after(100_000)));
     }
 
     #[test]

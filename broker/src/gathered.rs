@@ -70,7 +70,7 @@ impl Observed for Observer {
 fn gather(node: &Node) -> Gathered {
     let image = node.image();
     let longest_ms = i64::from(node.settings.transaction_max_timeout_ms) + LATE_AFTER_MS;
-    let late_before_ms = time::now_ms() - longest_ms;
+    let late_before_ms = time::wall_ms() - longest_ms;
     Gathered {
         readiness: node.readiness(),
         partitions: node

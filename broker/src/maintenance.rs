@@ -64,7 +64,7 @@ impl Maintenance {
                 node,
                 ms(i64::from(settings.producer_id_expiration_check_interval_ms)),
                 |node| {
-                    let now = time::now_ms();
+                    let now = time::wall_ms();
                     for partition in node.replicas.all() {
                         partition.forget_silent_producers(now);
                     }
@@ -91,7 +91,7 @@ fn every(node: &Arc<Node>, period: Duration, job: fn(&Arc<Node>)) -> JoinHandle<
 }
 
 fn housekeeping(node: &Arc<Node>) {
-    let now = time::now_ms();
+    let now = time::wall_ms();
     for partition in node.replicas.all() {
         partition.with_log(|log, _| log.remove_deleted(now));
         if let Err(error) = partition.flush_due(&node.metrics, now) {
@@ -99,11 +99,11 @@ fn housekeeping(node: &Arc<Node>) {
             return;
         }
     }
-    node.replicas.remove_deleted(now);
+    node.replicas.remove_deleted(time::monotonic());
 }
 
 fn retention(node: &Arc<Node>) {
-    let now = time::now_ms();
+    let now = time::wall_ms();
     for partition in node.replicas.all() {
         let deleted =
             partition.with_log(|log, high_watermark| log.delete_old_segments(now, high_watermark));

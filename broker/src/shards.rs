@@ -12,7 +12,7 @@ use crate::{
     node::{Lookup, Node},
     partition::{Partition, PartitionError, RequiredAcks, VerificationGuard, admission::Admitted},
     sync::{read, write},
-    time,
+    time::{self, Monotonic, Now},
 };
 use std::{
     collections::HashMap,
@@ -61,7 +61,7 @@ pub(crate) trait Coordinator: Send + 'static {
     fn load_marker(&mut self, batch: &BatchHeader, commit: bool);
 
     /// When it next wants to be told that time has passed.
-    fn next_deadline(&self) -> Option<i64>;
+    fn next_deadline(&self) -> Option<Monotonic>;
 }
 
 /// The shards of this broker.
@@ -69,8 +69,8 @@ pub(crate) struct Shards<C: Coordinator> {
     topic: &'static str,
     led: RwLock<HashMap<i32, Arc<Shard<C>>>>,
     next_ticket: AtomicU64,
-    /// When the timer looks next; while it is looking, `i64::MAX`.
-    next_look_ms: AtomicI64,
+    /// When the timer looks next, a [`Monotonic`]; while it is looking, never.
+    next_look: AtomicI64,
     /// A shard has an earlier deadline than the timer knew.
     timer: Notify,
 }
@@ -108,7 +108,7 @@ impl<C: Coordinator> Shards<C> {
             topic,
             led: RwLock::default(),
             next_ticket: AtomicU64::new(0),
-            next_look_ms: AtomicI64::new(i64::MAX),
+            next_look: AtomicI64::new(Monotonic::NEVER.value()),
             timer: Notify::new(),
         }
     }
@@ -198,7 +198,7 @@ impl<C: Coordinator> Shards<C> {
         if let Phase::Serving(coordinator) = &state.phase
             && coordinator
                 .next_deadline()
-                .is_some_and(|at| at < self.next_look_ms.load(Ordering::SeqCst))
+                .is_some_and(|at| at.value() < self.next_look.load(Ordering::SeqCst))
         {
             self.timer.notify_one();
         }
@@ -207,30 +207,31 @@ impl<C: Coordinator> Shards<C> {
     /// Calls `tick` for each shard that has a deadline behind it. Runs until aborted.
     pub(crate) async fn keep_time(
         &self,
-        mut tick: impl FnMut(&Arc<Shard<C>>, &mut State<C>, i64) + Send,
+        mut tick: impl FnMut(&Arc<Shard<C>>, &mut State<C>, Now) + Send,
     ) {
         loop {
             // Whoever sets a deadline during the look wakes the timer for another.
-            self.next_look_ms.store(i64::MAX, Ordering::SeqCst);
-            let now_ms = time::now_ms();
-            let mut next: Option<i64> = None;
+            self.next_look
+                .store(Monotonic::NEVER.value(), Ordering::SeqCst);
+            let now = time::now();
+            let mut next: Option<Monotonic> = None;
             for shard in self.all() {
                 let mut state = shard.state();
-                if state.next_deadline().is_some_and(|at| at <= now_ms) {
-                    tick(&shard, &mut state, now_ms);
+                if state.next_deadline().is_some_and(|at| at <= now.monotonic) {
+                    tick(&shard, &mut state, now);
                 }
                 if let Some(at) = state.next_deadline() {
                     next = Some(next.map_or(at, |next| next.min(at)));
                 }
             }
-            self.next_look_ms
-                .store(next.unwrap_or(i64::MAX), Ordering::SeqCst);
+            self.next_look
+                .store(next.unwrap_or(Monotonic::NEVER).value(), Ordering::SeqCst);
             let changed = self.timer.notified();
             match next {
                 None => changed.await,
                 Some(at) => {
                     // At least a little, so that a deadline in the past cannot spin.
-                    let wait = u64::try_from(at.saturating_sub(now_ms)).unwrap_or(0).max(1);
+                    let wait = u64::try_from(at.since(now.monotonic)).unwrap_or(0).max(1);
                     let _ = tokio::time::timeout(Duration::from_millis(wait), changed).await;
                 }
             }
@@ -329,7 +330,7 @@ impl<C: Coordinator> State<C> {
             .collect()
     }
 
-    fn next_deadline(&self) -> Option<i64> {
+    fn next_deadline(&self) -> Option<Monotonic> {
         match &self.phase {
             Phase::Serving(coordinator) => coordinator.next_deadline(),
             Phase::Loading | Phase::Closed => None,

@@ -5,9 +5,12 @@
 
 use std::{fs, hint::black_box, time::Instant};
 
-use yuxi_coordinator::groups::{
-    ClusterView, Effects, GroupConfig, GroupOverrides, GroupRequest, GroupShard, RequestContext,
-    Ticket, TopicView,
+use yuxi_coordinator::{
+    groups::{
+        ClusterView, Effects, GroupConfig, GroupOverrides, GroupRequest, GroupShard,
+        RequestContext, Ticket, TopicView,
+    },
+    time::{Monotonic, Now},
 };
 use yuxi_protocol::{
     codec::StrBytes, ids::TopicId, message, messages::ConsumerGroupHeartbeatRequest,
@@ -60,17 +63,25 @@ fn heartbeat(group: usize, epoch: i32) -> GroupRequest {
     }))
 }
 
-fn send(shard: &mut GroupShard, request: GroupRequest, now_ms: i64) {
+fn send(shard: &mut GroupShard, request: GroupRequest, at_ms: i64) {
     let context = RequestContext {
         api_version: 1,
         client_id: "bench".into(),
         client_host: "/127.0.0.1".into(),
     };
-    let effects: Effects = shard.handle(&context, request, Ticket(0), &Cluster, now_ms);
+    let now = now(at_ms);
+    let effects: Effects = shard.handle(&context, request, Ticket(0), &Cluster, now);
     if effects.records.is_empty() {
         black_box(effects.replies);
     } else {
-        black_box(shard.written(effects, now_ms));
+        black_box(shard.written(effects, now));
+    }
+}
+
+fn now(at_ms: i64) -> Now {
+    Now {
+        monotonic: Monotonic::new(at_ms),
+        wall_ms: at_ms,
     }
 }
 
@@ -89,7 +100,7 @@ fn main() {
     };
     let before = resident_kib();
     let mut shard = GroupShard::new(GroupConfig::default(), Box::new(|| [0; 16]));
-    shard.loaded(&Cluster, 0);
+    shard.loaded(&Cluster, now(0));
     for group in 0..GROUPS {
         send(&mut shard, heartbeat(group, 0), 0);
     }

@@ -8,6 +8,7 @@
 pub mod groups;
 mod phase;
 mod records;
+pub mod time;
 pub mod transactions;
 
 pub use records::CoordinatorRecord;

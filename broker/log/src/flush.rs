@@ -182,7 +182,8 @@ impl Log {
         if waiting <= 0 {
             return false;
         }
-        let waited = |since: i64| now_ms.saturating_sub(since) >= self.config.flush_ms;
+        // The time of day may have been set back meanwhile.
+        let waited = |since: i64| now_ms.abs_diff(since) >= self.config.flush_ms as u64;
         waiting as u64 >= self.config.flush_messages || self.unsynced.since_ms.is_some_and(waited)
     }
 

@@ -90,7 +90,7 @@ fn begin(context: &Context, topic: &str, partition: i32, offset: i64) -> Begun {
         return Err(ErrorCode::PolicyViolation);
     }
     let to = (offset != TO_HIGH_WATERMARK).then(|| Offset::new(offset));
-    match partition.delete_records(to, crate::time::now_ms()) {
+    match partition.delete_records(to, crate::time::wall_ms()) {
         Ok((start, waiting)) => Ok((start, waiting.map(|waiting| (partition, waiting)))),
         Err(error) => {
             tracing::info!(partition = %partition.id(), %error, "records were not deleted");

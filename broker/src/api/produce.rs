@@ -120,7 +120,7 @@ fn append_all(context: &Context, produce: ProduceRequest, verified: &Verified) -
         -1 => Some(RequiredAcks::All),
         _ => None,
     };
-    let now_ms = time::now_ms();
+    let now_ms = time::wall_ms();
     let is_transactional = produce.transactional_id.is_some();
     let deadline = deadline(&produce);
     let mut unacknowledged = Vec::new();

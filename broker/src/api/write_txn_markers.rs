@@ -45,7 +45,7 @@ pub(super) fn start(mut request: Request) -> Started {
         Err(error) => return Started::Ready(Err(error)),
     };
     let context = request.into_context();
-    let now_ms = time::now_ms();
+    let now_ms = time::wall_ms();
     let mut unacknowledged = Vec::new();
     let mut markers = Vec::with_capacity(request_body.markers.len());
     for (marker_at, asked) in request_body.markers.iter().enumerate() {

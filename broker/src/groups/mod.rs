@@ -106,7 +106,7 @@ impl Groups {
             }
             return Part::Answered(request.refused(version, ErrorCode::NotCoordinator));
         };
-        let now_ms = time::now_ms();
+        let now = time::now();
         let mut state = shard.state();
         let state = &mut *state;
         let group = match state.serving() {
@@ -120,9 +120,9 @@ impl Groups {
             return Part::Answered(refused);
         }
         let ticket = self.shards.ticket();
-        let effects = group.handle(context, request, ticket, &View(image), now_ms);
+        let effects = group.handle(context, request, ticket, &View(image), now);
         let receiver = state.wait_for(ticket);
-        shard.carry_out(node, state, effects, guard, now_ms);
+        shard.carry_out(node, state, effects, guard, now);
         self.shards.deadlines_changed(state);
         Part::Waiting(receiver, refused)
     }
@@ -138,7 +138,7 @@ impl Groups {
                 let empty = GroupShard::new(groups.config.clone(), Box::new(new_id));
                 groups.shards.load(&node, &shard, empty, |state| {
                     if let Ok(group) = state.serving() {
-                        group.loaded(&View(&node.image()), time::now_ms());
+                        group.loaded(&View(&node.image()), time::now());
                     }
                 });
             });
@@ -163,7 +163,7 @@ impl Groups {
         if state.serving().is_err() {
             return Err(PartitionError::NotLeader);
         }
-        let appended = shard.partition.append_marker(marker, time::now_ms())?;
+        let appended = shard.partition.append_marker(marker, time::wall_ms())?;
         if appended.start_flush {
             node.start_flush(&shard.partition);
         }
@@ -188,12 +188,12 @@ impl Groups {
         if deleted.is_empty() {
             return;
         }
-        let now_ms = time::now_ms();
+        let now = time::now();
         for shard in self.shards.all() {
             let mut state = shard.state();
             if let Ok(group) = state.serving() {
                 let effects = group.topics_deleted(&deleted);
-                shard.carry_out(node, &mut state, effects, None, now_ms);
+                shard.carry_out(node, &mut state, effects, None, now);
             }
         }
     }
@@ -218,10 +218,10 @@ impl Groups {
     /// Runs until aborted.
     pub(crate) async fn keep_time(&self, node: &Arc<Node>) {
         self.shards
-            .keep_time(|shard, state, now_ms| {
+            .keep_time(|shard, state, now| {
                 if let Ok(group) = state.serving() {
-                    let effects = group.tick(&View(&node.image()), now_ms);
-                    shard.carry_out(node, state, effects, None, now_ms);
+                    let effects = group.tick(&View(&node.image()), now);
+                    shard.carry_out(node, state, effects, None, now);
                 }
             })
             .await;

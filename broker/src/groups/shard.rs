@@ -4,6 +4,7 @@ use crate::{
     node::Node,
     partition::{Ack, VerificationGuard},
     shards::{COMMIT_TIME, Coordinator, Shard, State, send},
+    time::{Monotonic, Now},
 };
 use std::sync::Arc;
 use yuxi_coordinator::groups::{Effects, GroupResponse, GroupShard, RecordError};
@@ -35,7 +36,7 @@ impl Coordinator for GroupShard {
         self.transaction_ended(batch.producer_id.value(), commit);
     }
 
-    fn next_deadline(&self) -> Option<i64> {
+    fn next_deadline(&self) -> Option<Monotonic> {
         Self::next_deadline(self)
     }
 }
@@ -49,7 +50,7 @@ impl Shard<GroupShard> {
         state: &mut State<GroupShard>,
         effects: Effects,
         guard: Option<VerificationGuard>,
-        now_ms: i64,
+        now: Now,
     ) {
         let mut effects = effects;
         let mut replies = Vec::new();
@@ -59,13 +60,19 @@ impl Shard<GroupShard> {
                 replies.append(&mut effects.replies);
                 break;
             }
-            let written = self.append(node, builder(&effects), &effects.records, guard, now_ms);
+            let written = self.append(
+                node,
+                builder(&effects),
+                &effects.records,
+                guard,
+                now.wall_ms,
+            );
             let Ok(group) = state.serving() else {
                 return;
             };
             match written {
                 Ok(end) => {
-                    replies.extend(group.written(effects, now_ms));
+                    replies.extend(group.written(effects, now));
                     state.written_end = end;
                     break;
                 }
@@ -74,7 +81,7 @@ impl Shard<GroupShard> {
                         partition = %self.partition.id(), %error,
                         "group state was not written"
                     );
-                    effects = group.write_failed(effects, error.code(), now_ms);
+                    effects = group.write_failed(effects, error.code(), now);
                 }
             }
         }

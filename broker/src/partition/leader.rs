@@ -12,6 +12,7 @@ use super::{
     lock::Wakes,
     news::{FollowerNews, PartitionKey},
 };
+use crate::time::Monotonic;
 use std::{collections::HashMap, sync::Arc};
 use yuxi_controller::{
     decide::isr::IsrProposal,
@@ -45,11 +46,11 @@ struct Progress {
     /// Its log's ends as its last fetch in this epoch told them.
     ends: Option<FollowerEnds>,
     /// Since when it is not known to have had all that there was.
-    caught_up_ms: i64,
+    caught_up: Monotonic,
     /// It may be proposed, and has been caught up so recently that the high watermark
     /// waits for it: else it could never reach a log that grows all the time.
     is_joining: bool,
-    last_fetch_ms: i64,
+    last_fetch: Monotonic,
     /// Where the log ended at its last fetch.
     last_seen_end: Offset,
     /// Where it learns that the partition has changed; `None` before its first fetch in
@@ -81,8 +82,8 @@ pub(crate) struct Follower<'a> {
 /// The time, and how long a follower may have been behind by then
 /// (`replica.lag.time.max.ms`).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Now {
-    pub(crate) now_ms: i64,
+pub(crate) struct MaxLag {
+    pub(crate) now: Monotonic,
     pub(crate) lag_ms: i64,
 }
 
@@ -96,12 +97,12 @@ pub(crate) enum ProposalOutcome {
 }
 
 impl Leader {
-    fn new(key: PartitionKey, epoch_start: Offset, state: &PartitionState, now_ms: i64) -> Self {
+    fn new(key: PartitionKey, epoch_start: Offset, state: &PartitionState, now: Monotonic) -> Self {
         let followers = state
             .isr
             .iter()
             .filter(|&&id| id != state.leader)
-            .map(|&id| (id, Progress::unheard(epoch_start, now_ms)))
+            .map(|&id| (id, Progress::unheard(epoch_start, now)))
             .collect();
         Self {
             key,
@@ -144,7 +145,7 @@ impl Leader {
                 continue;
             };
             if progress.ends.is_some_and(|ends| ends.log_end >= before) {
-                progress.caught_up_ms = progress.caught_up_ms.max(news.asked_ms());
+                progress.caught_up = progress.caught_up.max(news.last_asked());
             }
             news.note(self.key);
             wakes.wake_follower(news);
@@ -212,27 +213,26 @@ impl Leader {
     }
 
     /// A follower's fetch says how far it is.
-    fn heard(&mut self, from: Follower<'_>, log_end: Offset, own_end: Offset, now: Now) {
-        let Now { now_ms, lag_ms } = now;
+    fn heard(&mut self, from: Follower<'_>, log_end: Offset, own_end: Offset, max: MaxLag) {
+        let MaxLag { now, lag_ms } = max;
         let in_sync = self.isr.contains(&from.id);
         let epoch_start = self.epoch_start;
         let progress = self
             .followers
             .entry(from.id)
-            .or_insert_with(|| Progress::unheard(epoch_start, i64::MIN));
+            .or_insert_with(|| Progress::unheard(epoch_start, Monotonic::LONG_AGO));
         if log_end >= own_end {
-            progress.caught_up_ms = progress.caught_up_ms.max(now_ms);
+            progress.caught_up = progress.caught_up.max(now);
         } else if progress.ends.is_some() && log_end >= progress.last_seen_end {
-            progress.caught_up_ms = progress.caught_up_ms.max(progress.last_fetch_ms);
+            progress.caught_up = progress.caught_up.max(progress.last_fetch);
         }
-        progress.is_joining =
-            from.is_active && !in_sync && now_ms.saturating_sub(progress.caught_up_ms) <= lag_ms;
+        progress.is_joining = from.is_active && !in_sync && now.since(progress.caught_up) <= lag_ms;
         progress.ends = Some(FollowerEnds {
             log_start: from.log_start,
             log_end,
             broker_epoch: from.broker_epoch,
         });
-        progress.last_fetch_ms = now_ms;
+        progress.last_fetch = now;
         progress.last_seen_end = own_end;
         if !matches!(&progress.news, Some(known) if Arc::ptr_eq(known, from.news)) {
             progress.news = Some(Arc::clone(from.news));
@@ -248,22 +248,22 @@ impl Leader {
         })
     }
 
-    fn is_lagging(&self, id: BrokerId, own_end: Offset, now: Now) -> bool {
-        let Now { now_ms, lag_ms } = now;
+    fn is_lagging(&self, id: BrokerId, own_end: Offset, max: MaxLag) -> bool {
+        let MaxLag { now, lag_ms } = max;
         self.followers.get(&id).is_none_or(|progress| {
             let caught_up = progress.ends.is_some_and(|ends| ends.log_end >= own_end);
-            !caught_up && now_ms.saturating_sub(progress.caught_up_ms) > lag_ms
+            !caught_up && now.since(progress.caught_up) > lag_ms
         })
     }
 }
 
 impl Progress {
-    fn unheard(epoch_start: Offset, caught_up_ms: i64) -> Self {
+    fn unheard(epoch_start: Offset, caught_up: Monotonic) -> Self {
         Self {
             ends: None,
-            caught_up_ms,
+            caught_up,
             is_joining: false,
-            last_fetch_ms: i64::MIN,
+            last_fetch: Monotonic::LONG_AGO,
             last_seen_end: epoch_start,
             news: None,
         }
@@ -273,7 +273,7 @@ impl Progress {
 impl Partition {
     /// Leads from now on as `committed` says. A later state of the same epoch changes who
     /// is in sync; the same or an older one changes nothing.
-    pub(crate) fn become_leader(&self, committed: &PartitionState, now_ms: i64) {
+    pub(crate) fn become_leader(&self, committed: &PartitionState, now: Monotonic) {
         let mut state = self.state();
         if state.ended().is_some() {
             return;
@@ -285,7 +285,7 @@ impl Partition {
             state.verifications.clear();
             // The new epoch is recorded last (I6).
             let key = (self.topic_id, self.id.partition.value());
-            state.role = Role::Leader(Leader::new(key, start, committed, now_ms));
+            state.role = Role::Leader(Leader::new(key, start, committed, now));
             state.leader_epoch = committed.leader_epoch;
         } else if committed.leader_epoch == state.leader_epoch
             && let Role::Leader(leader) = &mut state.role
@@ -301,7 +301,7 @@ impl Partition {
         &self,
         follower: Follower<'_>,
         read: Read,
-        now: Now,
+        max: MaxLag,
     ) -> Result<ReadAnswer, PartitionError> {
         let mut state = self.state();
         let state = &mut *state;
@@ -320,7 +320,7 @@ impl Partition {
         let Role::Leader(leader) = &mut state.role else {
             return Err(PartitionError::NotLeader);
         };
-        leader.heard(follower, read.from, own_end, now);
+        leader.heard(follower, read.from, own_end, max);
         state.advance();
         state.answer_deletions();
         let mut answer = state.read_log(&read, own_end)?;
@@ -340,8 +340,8 @@ impl Partition {
 
     /// The change of the in-sync replicas that is due by now, to be sent to the controller;
     /// `None` while another one is out.
-    pub(crate) fn propose_isr(&self, now: Now) -> Option<IsrProposal> {
-        let Now { now_ms, lag_ms } = now;
+    pub(crate) fn propose_isr(&self, max: MaxLag) -> Option<IsrProposal> {
+        let MaxLag { now, lag_ms } = max;
         let mut state = self.state();
         let state = &mut *state;
         let (own_end, high_watermark) = (state.log.log_end_offset(), state.high_watermark);
@@ -353,7 +353,7 @@ impl Partition {
             return None;
         }
         for progress in leader.followers.values_mut() {
-            progress.is_joining &= now_ms.saturating_sub(progress.caught_up_ms) <= lag_ms;
+            progress.is_joining &= now.since(progress.caught_up) <= lag_ms;
         }
         let isr: Vec<BrokerId> = leader
             .replicas
@@ -363,7 +363,7 @@ impl Partition {
                 if id == self.broker {
                     true
                 } else if leader.isr.contains(&id) {
-                    !leader.is_lagging(id, own_end, now)
+                    !leader.is_lagging(id, own_end, max)
                 } else {
                     leader.may_join(id, high_watermark)
                 }
@@ -459,7 +459,7 @@ impl Partition {
                 progress.ends = None;
                 if progress.is_joining {
                     progress.is_joining = false;
-                    progress.caught_up_ms = i64::MIN;
+                    progress.caught_up = Monotonic::LONG_AGO;
                 }
             }
         }
@@ -580,8 +580,11 @@ mod tests {
         }
     }
 
-    fn at(now_ms: i64) -> Now {
-        Now { now_ms, lag_ms: 10 }
+    fn at(ms: i64) -> MaxLag {
+        MaxLag {
+            now: Monotonic::new(ms),
+            lag_ms: 10,
+        }
     }
 
     const KEY: PartitionKey = (TopicId::ZERO, 0);
@@ -600,7 +603,7 @@ mod tests {
 
     /// A leader whose epoch begins at 10 and whose log ends at 30, with these fetches.
     fn leader(isr: &[i32], fetches: &[(i32, i64)]) -> Leader {
-        let mut leader = Leader::new(KEY, Offset::new(10), &state(isr, 0), 0);
+        let mut leader = Leader::new(KEY, Offset::new(10), &state(isr, 0), Monotonic::new(0));
         for &(id, end) in fetches {
             leader.heard(follower(id), Offset::new(end), Offset::new(30), at(0));
         }
@@ -670,7 +673,7 @@ mod tests {
 
     #[test]
     fn a_follower_short_of_this_epochs_start_may_not_join() {
-        let mut leader = Leader::new(KEY, Offset::new(10), &state(&[1], 0), 0);
+        let mut leader = Leader::new(KEY, Offset::new(10), &state(&[1], 0), Monotonic::new(0));
         leader.heard(follower(2), Offset::new(9), Offset::new(9), at(0));
         assert!(!leader.may_join(BrokerId::new(2), Offset::ZERO), "I4");
         leader.heard(follower(2), Offset::new(10), Offset::new(10), at(0));
@@ -680,7 +683,12 @@ mod tests {
     #[test]
     fn a_follower_lags_when_it_was_last_caught_up_too_long_ago() {
         let two = BrokerId::new(2);
-        let mut leader = Leader::new(KEY, Offset::new(10), &state(&[1, 2], 0), 100);
+        let mut leader = Leader::new(
+            KEY,
+            Offset::new(10),
+            &state(&[1, 2], 0),
+            Monotonic::new(100),
+        );
         let end = Offset::new(30);
         assert!(!leader.is_lagging(two, end, at(110)));
         assert!(leader.is_lagging(two, end, at(111)), "it never fetched");
@@ -697,7 +705,7 @@ mod tests {
     #[test]
     fn a_follower_that_asked_while_nothing_changed_was_caught_up_then() {
         let two = BrokerId::new(2);
-        let mut leader = Leader::new(KEY, Offset::new(10), &state(&[1, 2], 0), 0);
+        let mut leader = Leader::new(KEY, Offset::new(10), &state(&[1, 2], 0), Monotonic::new(0));
         let (end, next) = (Offset::new(30), Offset::new(40));
         let news = Arc::new(FollowerNews::default());
         let two_heard = Follower {
@@ -706,12 +714,12 @@ mod tests {
         };
         leader.heard(two_heard, end, end, at(0));
         // Its later requests did not speak of this partition.
-        news.asked(1000);
+        news.asked(Monotonic::new(1000));
         leader.log_grew(end, &mut Wakes::default());
         assert!(!leader.is_lagging(two, next, at(1010)));
         assert!(leader.is_lagging(two, next, at(1011)));
         // What it asks for while it lacks something says nothing.
-        news.asked(2000);
+        news.asked(Monotonic::new(2000));
         leader.log_grew(next, &mut Wakes::default());
         assert!(leader.is_lagging(two, Offset::new(50), at(2001)));
     }

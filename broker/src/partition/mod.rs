@@ -25,7 +25,7 @@ mod waiters;
 
 pub(crate) use error::PartitionError;
 pub(crate) use follower::{Cut, FromLeader, Position};
-pub(crate) use leader::{Follower, Now, ProposalOutcome};
+pub(crate) use leader::{Follower, MaxLag, ProposalOutcome};
 pub(crate) use lock::wake_after;
 pub(crate) use news::{FollowerNews, PartitionKey};
 pub(crate) use read::{Divergence, Isolation, Read, ReadAnswer};

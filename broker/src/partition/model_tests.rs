@@ -3,6 +3,7 @@
 //! and that no reader of committed records sees into an open transaction.
 
 use super::{tests::replica, *};
+use crate::time::Monotonic;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use std::{collections::BTreeMap, sync::Arc};
 use yuxi_controller::keys::{LeaderRecovery, PartitionState};
@@ -103,7 +104,9 @@ impl Model {
                 .partition
                 .forget_gone_followers(incarnation, |other| incarnation(other).is_some());
             if self.state.leader.value() == id {
-                replica.partition.become_leader(&self.state, self.now_ms);
+                replica
+                    .partition
+                    .become_leader(&self.state, Monotonic::new(self.now_ms));
             } else {
                 replica.partition.become_follower(&self.state);
             }
@@ -225,11 +228,11 @@ impl Model {
             log_start: position.log_start,
             news: &Arc::default(),
         };
-        let now = Now {
-            now_ms: self.now_ms,
+        let max = MaxLag {
+            now: Monotonic::new(self.now_ms),
             lag_ms: 40,
         };
-        let Ok(answer) = leader.partition.read_as_leader_of(asking, read, now) else {
+        let Ok(answer) = leader.partition.read_as_leader_of(asking, read, max) else {
             return;
         };
         if is_lost {
@@ -266,14 +269,14 @@ impl Model {
 
     /// A leader proposes what is due; the controller decides at once or never hears of it.
     fn propose(&mut self, id: i32) {
-        let now = Now {
-            now_ms: self.now_ms,
+        let max = MaxLag {
+            now: Monotonic::new(self.now_ms),
             lag_ms: 40,
         };
         let Some(replica) = self.replica(id) else {
             return;
         };
-        let Some(proposal) = replica.partition.propose_isr(now) else {
+        let Some(proposal) = replica.partition.propose_isr(max) else {
             return;
         };
         let partition = Arc::clone(&replica.partition);

@@ -6,7 +6,7 @@
 //! fetch looks at what is on it. One list for each session, owned by the session and known
 //! to the leaders of its partitions. A partition is on it at most once.
 
-use crate::sync::lock;
+use crate::{sync::lock, time::Monotonic};
 use std::{
     collections::HashSet,
     mem,
@@ -22,11 +22,12 @@ use yuxi_protocol::ids::TopicId;
 pub(crate) type PartitionKey = (TopicId, i32);
 
 /// The list of one session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct FollowerNews {
     changed: Mutex<Changed>,
     wake: Notify,
-    asked_ms: AtomicI64,
+    /// A [`Monotonic`].
+    asked: AtomicI64,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +35,16 @@ struct Changed {
     /// Who has waited longest comes first.
     order: Vec<PartitionKey>,
     listed: HashSet<PartitionKey>,
+}
+
+impl Default for FollowerNews {
+    fn default() -> Self {
+        Self {
+            changed: Mutex::default(),
+            wake: Notify::default(),
+            asked: AtomicI64::new(Monotonic::LONG_AGO.value()),
+        }
+    }
 }
 
 impl FollowerNews {
@@ -62,13 +73,13 @@ impl FollowerNews {
 
     /// The follower has sent a request, which is about all that is not on the list, too: it
     /// has everything there.
-    pub(crate) fn asked(&self, now_ms: i64) {
-        self.asked_ms.store(now_ms, Ordering::Relaxed);
+    pub(crate) fn asked(&self, now: Monotonic) {
+        self.asked.store(now.value(), Ordering::Relaxed);
     }
 
     /// When the follower asked last.
-    pub(crate) fn asked_ms(&self) -> i64 {
-        self.asked_ms.load(Ordering::Relaxed)
+    pub(crate) fn last_asked(&self) -> Monotonic {
+        Monotonic::new(self.asked.load(Ordering::Relaxed))
     }
 
     fn changed(&self) -> MutexGuard<'_, Changed> {

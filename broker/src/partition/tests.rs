@@ -1,7 +1,7 @@
 //! A partition over a real log, without a network.
 
 use super::*;
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, time::Monotonic};
 use std::{
     collections::BTreeMap,
     path::Path,
@@ -43,7 +43,7 @@ pub(super) fn replica(directory: &Path, broker: BrokerId, overrides: &[(&str, &s
 
 fn led(directory: &Path, overrides: &[(&str, &str)]) -> Partition {
     let partition = replica(directory, ME, overrides);
-    partition.become_leader(&state(0, ME), 0);
+    partition.become_leader(&state(0, ME), Monotonic::new(0));
     partition
 }
 
@@ -170,7 +170,7 @@ fn who_waits_for_an_acknowledgement_learns_that_the_leader_or_the_topic_is_gone(
         Ok(Err(ErrorCode::NotLeaderOrFollower)),
         "I10: never acknowledged under another leader"
     );
-    partition.become_leader(&state(2, ME), 0);
+    partition.become_leader(&state(2, ME), Monotonic::new(0));
     let mut second = waiting(append(&partition, RequiredAcks::All));
     partition.delete();
     assert_eq!(
@@ -183,7 +183,7 @@ fn who_waits_for_an_acknowledgement_learns_that_the_leader_or_the_topic_is_gone(
 fn an_older_or_newer_leader_epoch_than_this_one_is_refused() {
     let parent = tempfile::tempdir().expect("a directory");
     let partition = led(&parent.path().join("t-0"), &[]);
-    partition.become_leader(&state(5, ME), 0);
+    partition.become_leader(&state(5, ME), Monotonic::new(0));
     for (believed, expected) in [
         (4, Some(ErrorCode::FencedLeaderEpoch)),
         (5, None),
@@ -207,7 +207,7 @@ struct Followed {
 impl Followed {
     fn new(directory: &Path) -> Self {
         let partition = replica(directory, ME, &[("segment.bytes", "100")]);
-        partition.become_leader(&Self::state(0, &[1, 2], 0), 0);
+        partition.become_leader(&Self::state(0, &[1, 2], 0), Monotonic::new(0));
         append(&partition, RequiredAcks::All);
         let followed = Self {
             partition,
@@ -257,11 +257,11 @@ impl Followed {
             last_fetched_epoch: LeaderEpoch::NONE,
             leader_only: false,
         };
-        let now = Now {
-            now_ms: 1,
+        let max = MaxLag {
+            now: Monotonic::new(1),
             lag_ms: 1000,
         };
-        let answer = self.partition.read_as_leader_of(follower, read, now);
+        let answer = self.partition.read_as_leader_of(follower, read, max);
         answer.expect("an answer")
     }
 }
@@ -292,11 +292,11 @@ fn whatever_a_follower_must_hear_of_puts_the_partition_on_its_list() {
         }),
         ("another ISR", WITH_ITS_NEXT_ANSWER, |followed| {
             let state = Followed::state(0, &[1], 1);
-            followed.partition.become_leader(&state, 1);
+            followed.partition.become_leader(&state, Monotonic::new(1));
         }),
         ("another epoch", AT_ONCE, |followed| {
             let state = Followed::state(1, &[1, 2], 1);
-            followed.partition.become_leader(&state, 1);
+            followed.partition.become_leader(&state, Monotonic::new(1));
         }),
         ("another leader", AT_ONCE, |followed| {
             let state = state(1, BrokerId::new(2));
@@ -325,14 +325,14 @@ fn a_follower_that_stays_behind_for_too_long_is_proposed_out_of_the_isr() {
     let directory = tempfile::tempdir().expect("a directory");
     let followed = Followed::new(directory.path());
     let proposed = |now_ms| {
-        let lag_ms = 1000;
-        let proposal = followed.partition.propose_isr(Now { now_ms, lag_ms });
+        let (now, lag_ms) = (Monotonic::new(now_ms), 1000);
+        let proposal = followed.partition.propose_isr(MaxLag { now, lag_ms });
         let members = proposal.map(|proposal| proposal.isr);
         members.map(|isr| isr.iter().map(|&(id, _)| id.value()).collect::<Vec<_>>())
     };
     assert_eq!(proposed(10_000), None, "it has everything");
     // Its session was heard of at this time.
-    followed.news.asked(20_000);
+    followed.news.asked(Monotonic::new(20_000));
     append(&followed.partition, RequiredAcks::All);
     assert_eq!(proposed(21_000), None, "not for long");
     assert_eq!(proposed(21_001), Some(vec![1]));
@@ -347,7 +347,7 @@ fn a_follower_is_settled_only_in_sync_and_with_all_there_is() {
     assert!(!followed.fetch(1).is_settled, "it lacks a record");
     assert!(followed.fetch(2).is_settled);
     let alone = Followed::state(0, &[1], 1);
-    followed.partition.become_leader(&alone, 1);
+    followed.partition.become_leader(&alone, Monotonic::new(1));
     assert!(!followed.fetch(2).is_settled, "it is not in sync");
 }
 
@@ -368,7 +368,7 @@ fn a_consumer_is_sent_only_to_who_is_in_sync_and_has_the_record_or_ends_there() 
     assert_eq!(with(0), two, "it has not heard of that");
     followed.fetch(2);
     assert_eq!(with(0), [], "it has deleted that");
-    partition.become_leader(&Followed::state(0, &[1], 1), 1);
+    partition.become_leader(&Followed::state(0, &[1], 1), Monotonic::new(1));
     assert_eq!(with(2), [], "it is not in sync");
 }
 
@@ -377,7 +377,7 @@ fn nobody_waits_for_a_follower_that_was_about_to_join_and_shuts_down() {
     let directory = tempfile::tempdir().expect("a directory");
     let followed = Followed::new(directory.path());
     let partition = &followed.partition;
-    partition.become_leader(&Followed::state(0, &[1], 1), 1);
+    partition.become_leader(&Followed::state(0, &[1], 1), Monotonic::new(1));
     followed.fetch(1);
     let appended = append(partition, RequiredAcks::All);
     let Ack::Later(mut ack) = appended.ack else {

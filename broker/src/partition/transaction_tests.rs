@@ -5,6 +5,7 @@ use super::{
     tests::{replica, state},
     *,
 };
+use crate::time::Monotonic;
 use yuxi_protocol::{
     ids::{BrokerEpoch, ProducerEpoch, ProducerId},
     record::{RecordBatchBuilder, batch::NO_SEQUENCE},
@@ -17,7 +18,7 @@ const ID: ProducerId = ProducerId::new(7);
 
 fn led(directory: &std::path::Path) -> Partition {
     let partition = replica(&directory.join("1"), ME, &[]);
-    partition.become_leader(&state(0, ME), NOW);
+    partition.become_leader(&state(0, ME), Monotonic::new(NOW));
     partition
 }
 
@@ -106,7 +107,7 @@ fn a_transaction_begins_only_with_a_guard_that_no_marker_has_made_worthless() {
     // Another leader may have written a marker in between.
     let guard = partition.needs_verification(ProducerId::new(8), epoch, 0);
     partition.become_follower(&state(1, OTHER));
-    partition.become_leader(&state(2, ME), NOW);
+    partition.become_leader(&state(2, ME), Monotonic::new(NOW));
     let again = partition.needs_verification(ProducerId::new(8), epoch, 0);
     assert_ne!(guard, again);
 }
@@ -303,7 +304,7 @@ impl Pair {
             follower: replica(&directory.join("2"), OTHER, &[]),
         };
         let both = Self::state(0, ME);
-        pair.leader.become_leader(&both, NOW);
+        pair.leader.become_leader(&both, Monotonic::new(NOW));
         pair.follower.become_follower(&both);
         pair
     }
@@ -334,13 +335,13 @@ impl Pair {
             last_fetched_epoch: position.last_epoch,
             leader_only: false,
         };
-        let now = Now {
-            now_ms: NOW,
+        let max = MaxLag {
+            now: Monotonic::new(NOW),
             lag_ms: 1000,
         };
         let answer = self
             .leader
-            .read_as_leader_of(asking, read, now)
+            .read_as_leader_of(asking, read, max)
             .expect("an answer");
         let records = answer
             .records
@@ -395,7 +396,7 @@ fn the_next_leader_knows_of_open_transactions_and_of_who_wrote_them() {
     pair.leader.become_follower(&Pair::state(1, OTHER));
     let mut alone = Pair::state(1, OTHER);
     alone.isr = vec![OTHER];
-    pair.follower.become_leader(&alone, NOW);
+    pair.follower.become_leader(&alone, Monotonic::new(NOW));
     let next = &pair.follower;
     assert_eq!(next.needs_verification(ID, ProducerEpoch::new(3), 1), None);
     produce(next, 3, 1).expect("appended");

@@ -176,7 +176,7 @@ impl CheckpointFiles {
             .any(|(partition, _, cut)| cleaned_to(partition) > Some(cut.offset()));
         // Still holding the file, so that it is not raised again meanwhile.
         for (partition, position, cut) in cuts {
-            if let Err(error) = partition.cut(position, *cut, time::now_ms()) {
+            if let Err(error) = partition.cut(position, *cut, time::wall_ms()) {
                 tracing::error!(partition = %partition.id(), %error, "the log could not be cut");
             }
         }

@@ -6,7 +6,11 @@
 //! a topic is said to be gone when no directory is one of its partitions any more, durably.
 
 use super::Replicas;
-use crate::{node::Lookup, sync::lock, time};
+use crate::{
+    node::Lookup,
+    sync::lock,
+    time::{self, Monotonic},
+};
 use std::{
     collections::BTreeSet,
     path::PathBuf,
@@ -19,25 +23,25 @@ use yuxi_protocol::ids::TopicId;
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Deletions {
-    due: Mutex<Vec<(i64, PathBuf)>>,
+    due: Mutex<Vec<(Monotonic, PathBuf)>>,
     /// Deleted topics of which nothing is left here, as long as the image still asks for them.
     gone: Mutex<BTreeSet<TopicId>>,
 }
 
 impl Deletions {
-    pub(super) fn add(&self, due_ms: i64, directory: PathBuf) {
-        self.due().push((due_ms, directory));
+    pub(super) fn add(&self, due: Monotonic, directory: PathBuf) {
+        self.due().push((due, directory));
     }
 
     /// Those whose time has come.
-    pub(super) fn take_due(&self, now_ms: i64) -> Vec<PathBuf> {
+    pub(super) fn take_due(&self, now: Monotonic) -> Vec<PathBuf> {
         let mut due = self.due();
-        due.extract_if(.., |(due_ms, _)| *due_ms <= now_ms)
+        due.extract_if(.., |(at, _)| *at <= now)
             .map(|(_, directory)| directory)
             .collect()
     }
 
-    fn due(&self) -> MutexGuard<'_, Vec<(i64, PathBuf)>> {
+    fn due(&self) -> MutexGuard<'_, Vec<(Monotonic, PathBuf)>> {
         lock(&self.due)
     }
 
@@ -108,7 +112,7 @@ impl Replicas {
         let unique = uuid::Uuid::new_v4().as_u128();
         let directory = self.directory.rename_deleted(&left.partition, unique)?;
         // Nobody reads what was never served.
-        self.deletions.add(time::now_ms(), directory);
+        self.deletions.add(time::monotonic(), directory);
         tracing::info!(
             partition = %left.partition,
             "a partition's directory is removed, since its topic was deleted"

@@ -134,7 +134,7 @@ impl Found {
             clean_shutdown: self.clean_shutdown,
             log_start_offset: checkpoint(&self.log_starts).unwrap_or(Offset::ZERO),
             topic_id,
-            now_ms: time::now_ms(),
+            now_ms: time::wall_ms(),
         };
         let config = log_config::of(
             topic_settings,

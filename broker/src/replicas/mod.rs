@@ -19,7 +19,7 @@ use crate::{
     StartError, log_config,
     node::Lookup,
     partition::{Cut, Partition, Position},
-    time,
+    time::{self, Monotonic},
 };
 use checkpoints::CheckpointFiles;
 use deletions::Deletions;
@@ -317,7 +317,7 @@ impl Replicas {
 
     fn take_role(&self, partition: &Partition, state: &PartitionState) {
         if state.leader == self.broker {
-            partition.become_leader(state, time::now_ms());
+            partition.become_leader(state, time::monotonic());
         } else {
             partition.become_follower(state);
         }
@@ -395,8 +395,8 @@ impl Replicas {
         let unique = uuid::Uuid::new_v4().as_u128();
         match self.directory.rename_deleted(partition.id(), unique) {
             Ok(directory) => {
-                let due_ms = time::now_ms().saturating_add(delay_ms);
-                self.deletions.add(due_ms, directory);
+                let due = time::monotonic().plus(delay_ms);
+                self.deletions.add(due, directory);
             }
             Err(error) => {
                 tracing::error!(partition = %partition.id(), %error, "a deleted partition's files stay");
@@ -405,8 +405,8 @@ impl Replicas {
     }
 
     /// Removes the files of deleted partitions whose time has come.
-    pub(crate) fn remove_deleted(&self, now_ms: i64) {
-        for directory in self.deletions.take_due(now_ms) {
+    pub(crate) fn remove_deleted(&self, now: Monotonic) {
+        for directory in self.deletions.take_due(now) {
             self.remove(&directory);
         }
     }

@@ -356,7 +356,7 @@ fn judge(node: &Node, partition: &Arc<Partition>, sent: Sent, data: &PartitionDa
         log_start: Offset::new(data.log_start_offset),
         records: data.records.as_deref().unwrap_or_default(),
     };
-    let taken = match partition.take(answer, time::now_ms()) {
+    let taken = match partition.take(answer, time::wall_ms()) {
         Ok(Some(taken)) => taken,
         Ok(None) => return Verdict::Unchanged,
         Err(error) => {

@@ -7,7 +7,7 @@
 use super::{Key, key_of};
 use crate::{
     node::Node,
-    partition::{Now, Partition, ProposalOutcome},
+    partition::{MaxLag, Partition, ProposalOutcome},
     sync::lock,
     time,
 };
@@ -68,12 +68,12 @@ impl IsrProposer {
                 next_look = Instant::now() + period;
                 due = node.replicas.all();
             }
-            let now = Now {
-                now_ms: time::now_ms(),
+            let max = MaxLag {
+                now: time::monotonic(),
                 lag_ms,
             };
             for partition in due {
-                if let Some(proposal) = partition.propose_isr(now) {
+                if let Some(proposal) = partition.propose_isr(max) {
                     outstanding.push((partition, proposal));
                 }
             }

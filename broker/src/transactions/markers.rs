@@ -191,7 +191,7 @@ fn leader(image: &ClusterImage, pending: &Pending) -> Option<BrokerId> {
 type Begun = Vec<(Pending, Result<Ack, ErrorCode>)>;
 
 fn begin_here(node: &Arc<Node>, pending: Vec<Pending>) -> Begun {
-    let now_ms = time::now_ms();
+    let now_ms = time::wall_ms();
     pending
         .into_iter()
         .map(|pending| {

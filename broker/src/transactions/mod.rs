@@ -136,7 +136,7 @@ impl Transactions {
         request: TransactionRequest,
         spare: Option<ProducerId>,
     ) -> Begun {
-        let now_ms = time::now_ms();
+        let now = time::now();
         let mut state = shard.state();
         let state = &mut *state;
         let ids = match state.serving() {
@@ -145,12 +145,12 @@ impl Transactions {
         };
         let refused = request.refused(ErrorCode::NotCoordinator);
         let ticket = self.shards.ticket();
-        let effects = match ids.handle(request, ticket, spare, now_ms) {
+        let effects = match ids.handle(request, ticket, spare, now) {
             Handled::Done(effects) => effects,
             Handled::NeedsProducerId(request) => return Begun::NeedsProducerId(request),
         };
         let receiver = state.wait_for(ticket);
-        shard.carry_out(node, state, effects, now_ms);
+        shard.carry_out(node, state, effects, now);
         self.shards.deadlines_changed(state);
         Begun::Waiting(receiver, refused)
     }
@@ -237,7 +237,7 @@ impl Transactions {
             if let Ok(ids) = state.serving() {
                 // It may have changed since the log was begun.
                 ids.set_config(self.config_now());
-                let markers = ids.loaded(time::now_ms());
+                let markers = ids.loaded(time::now());
                 let replies = Vec::new();
                 shard.release(node, state, Released { replies, markers });
             }
@@ -246,11 +246,11 @@ impl Transactions {
 
     /// Markers of a shard's orders are committed where they belong.
     fn markers_written(&self, node: &Arc<Node>, shard: &Arc<Shard>, written: &[MarkerWritten]) {
-        let now_ms = time::now_ms();
+        let now = time::now();
         let mut state = shard.state();
         if let Ok(ids) = state.serving() {
-            let effects = ids.markers_written(written, now_ms);
-            shard.carry_out(node, &mut state, effects, now_ms);
+            let effects = ids.markers_written(written, now);
+            shard.carry_out(node, &mut state, effects, now);
             self.shards.deadlines_changed(&state);
         }
     }
@@ -264,10 +264,10 @@ impl Transactions {
     /// until aborted.
     pub(crate) async fn keep_time(&self, node: &Arc<Node>) {
         self.shards
-            .keep_time(|shard, state, now_ms| {
+            .keep_time(|shard, state, now| {
                 if let Ok(ids) = state.serving() {
-                    let effects = ids.tick(now_ms);
-                    shard.carry_out(node, state, effects, now_ms);
+                    let effects = ids.tick(now);
+                    shard.carry_out(node, state, effects, now);
                 }
             })
             .await;

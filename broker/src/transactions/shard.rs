@@ -5,6 +5,7 @@ use crate::{
     node::Node,
     partition::{Ack, AckReceiver},
     shards::{self, COMMIT_TIME, Coordinator, send},
+    time::{Monotonic, Now},
 };
 use std::sync::Arc;
 use yuxi_coordinator::transactions::{
@@ -35,7 +36,7 @@ impl Coordinator for TransactionShard {
     /// ends nothing here.
     fn load_marker(&mut self, _: &BatchHeader, _: bool) {}
 
-    fn next_deadline(&self) -> Option<i64> {
+    fn next_deadline(&self) -> Option<Monotonic> {
         Self::next_deadline(self)
     }
 }
@@ -48,7 +49,7 @@ impl Shard {
         node: &Arc<Node>,
         state: &mut State,
         effects: Effects,
-        now_ms: i64,
+        now: Now,
     ) {
         let released = if effects.records.is_empty() {
             Released {
@@ -57,13 +58,13 @@ impl Shard {
             }
         } else {
             let builder = RecordBatchBuilder::new();
-            let written = self.append(node, builder, &effects.records, None, now_ms);
+            let written = self.append(node, builder, &effects.records, None, now.wall_ms);
             let Ok(ids) = state.serving() else {
                 return;
             };
             match written {
                 Ok(end) => {
-                    let released = ids.written(effects, now_ms);
+                    let released = ids.written(effects, now);
                     state.written_end = end;
                     released
                 }
@@ -73,7 +74,7 @@ impl Shard {
                         "a transaction's state was not written"
                     );
                     Released {
-                        replies: ids.write_failed(effects, error.code(), now_ms),
+                        replies: ids.write_failed(effects, error.code(), now),
                         markers: Vec::new(),
                     }
                 }

@@ -13,6 +13,7 @@ use super::{
     records::{self, GroupRecord, RecordError},
 };
 use crate::CoordinatorRecord;
+use crate::time::{Monotonic, Now};
 
 impl GroupShard {
     /// A record of ours is in the log. That of a group with members says what the group
@@ -129,11 +130,11 @@ impl GroupShard {
         id: &StrBytes,
         classic: Group,
         rebalance: bool,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) {
         self.groups.insert(copied(id), classic);
-        let Some(mut turn) = self.turn(id, now_ms, effects) else {
+        let Some(mut turn) = self.turn(id, now, effects) else {
             return;
         };
         for member_id in turn.group.member_ids() {
@@ -148,19 +149,19 @@ impl GroupShard {
         &mut self,
         completion: Completion,
         error: ErrorCode,
-        now_ms: i64,
+        now: Now,
         out: &mut Effects,
     ) {
         match completion {
             Completion::Assign { group, .. } => {
-                if let Some(mut turn) = self.turn(&group, now_ms, out) {
+                if let Some(mut turn) = self.turn(&group, now, out) {
                     turn.fail_assignment(error);
                     turn.prepare_rebalance("the assignment could not be written");
                 }
             }
             Completion::ForgetOnFailure { group } => self.forget(&group, error, out),
             Completion::RearmOnFailure { group, member } => {
-                self.rearm_consumer_session(&group, &member, now_ms);
+                self.rearm_consumer_session(&group, &member, now);
             }
             // Nothing of it has happened.
             Completion::TopicsChecked { .. } | Completion::BecameClassic { .. } => {}
@@ -170,7 +171,7 @@ impl GroupShard {
                 replaced,
                 by,
             } => {
-                if let Some(mut turn) = self.turn(&group, now_ms, out) {
+                if let Some(mut turn) = self.turn(&group, now, out) {
                     turn.timers.cancel(&turn.member_key(&by));
                     *turn.group = *before;
                     turn.renew_session(&replaced);
@@ -181,7 +182,12 @@ impl GroupShard {
 
     /// Drops a group and its timers, and answers whoever waits in it.
     pub(super) fn forget(&mut self, id: &StrBytes, error: ErrorCode, effects: &mut Effects) {
-        let Some(mut turn) = self.turn(id, 0, effects) else {
+        // Nothing is armed and nothing written, so that it does not matter when.
+        let now = Now {
+            monotonic: Monotonic::LONG_AGO,
+            wall_ms: 0,
+        };
+        let Some(mut turn) = self.turn(id, now, effects) else {
             return;
         };
         turn.cancel_timers();

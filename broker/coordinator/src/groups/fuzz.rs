@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use yuxi_protocol::{codec::StrBytes, ids::TopicId};
 
+use crate::time::{Monotonic, Now};
+
 use super::{
     ClusterView, GroupConfig, GroupOverrides, GroupShard, TopicView,
     consumer::{self, ConsumerRecord},
@@ -27,14 +29,14 @@ pub fn fuzz_record(bytes: &[u8]) {
         // A refusal must leave the shard as usable as it was.
         let _ = shard.replay(&key, Some(&Bytes::new()));
         let _ = shard.replay(&key, value);
-        shard.loaded(&NoTopics, 0);
+        shard.loaded(&NoTopics, at(Monotonic::new(0)));
         for _ in 0..8 {
-            let Some(deadline_ms) = shard.next_deadline() else {
+            let Some(deadline) = shard.next_deadline() else {
                 break;
             };
-            let effects = shard.tick(&NoTopics, deadline_ms);
+            let effects = shard.tick(&NoTopics, at(deadline));
             if !effects.records.is_empty() {
-                let replies = shard.written(effects, deadline_ms);
+                let replies = shard.written(effects, at(deadline));
                 assert!(replies.is_empty(), "nobody has asked");
             }
         }
@@ -115,4 +117,11 @@ fn write_and_read_back(record: GroupRecord) {
         records::decode(&written.key, written.value.as_ref()),
         Ok(said)
     );
+}
+
+fn at(monotonic: Monotonic) -> Now {
+    Now {
+        monotonic,
+        wall_ms: 0,
+    }
 }

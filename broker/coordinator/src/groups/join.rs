@@ -22,6 +22,7 @@ use super::{
     rebalance::Turn,
 };
 use crate::records::MAX_STRING_BYTES;
+use crate::time::Now;
 
 /// A member that has not been answered yet cannot send heartbeats, and a connection
 /// whose request is parked does not show that its client is gone. So a first JoinGroup
@@ -131,7 +132,7 @@ impl GroupShard {
         request: &JoinGroupRequest,
         ticket: Ticket,
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) {
         let parked = Parked {
@@ -157,7 +158,7 @@ impl GroupShard {
                     new_member_id,
                     parked,
                     cluster,
-                    now_ms,
+                    now,
                     effects,
                 );
             }
@@ -168,9 +169,9 @@ impl GroupShard {
                 return refuse(ErrorCode::UnknownMemberId);
             }
             self.groups
-                .insert(attempt.group_id.clone(), Group::new(now_ms));
+                .insert(attempt.group_id.clone(), Group::new(now.wall_ms));
         }
-        let Some(mut turn) = self.turn(&attempt.group_id, now_ms, effects) else {
+        let Some(mut turn) = self.turn(&attempt.group_id, now, effects) else {
             return;
         };
         turn.join(&attempt, &new_member_id, parked);
@@ -183,7 +184,7 @@ impl GroupShard {
             return;
         }
         effects.records.extend(replaced);
-        let record = Group::new(now_ms).to_record(&attempt.group_id, |_, _| Bytes::new());
+        let record = Group::new(now.wall_ms).to_record(&attempt.group_id, |_, _| Bytes::new());
         effects.records.push(record);
         effects.completions.push(Completion::ForgetOnFailure {
             group: attempt.group_id,
@@ -236,9 +237,9 @@ impl Turn<'_> {
                 None => self.add_member(new_member_id, attempt, parked),
             }
         } else if parked.api_version >= FIRST_VERSION_WITH_MEMBER_ID_REQUIRED {
-            let deadline_ms = self.now_ms + i64::from(applicant.session_timeout_ms);
+            let deadline = self.now.after(applicant.session_timeout_ms);
             self.group.add_pending(new_member_id.clone());
-            self.expire_member_at(new_member_id, deadline_ms);
+            self.expire_member_at(new_member_id, deadline);
             self.refuse_join(parked, new_member_id, ErrorCode::MemberIdRequired);
         } else {
             self.add_member(new_member_id, attempt, parked);
@@ -311,7 +312,7 @@ impl Turn<'_> {
         }
         self.group
             .add(member_id.clone(), attempt.applicant.clone(), parked);
-        self.expire_member_at(member_id, self.now_ms + NEW_MEMBER_JOIN_TIMEOUT_MS);
+        self.expire_member_at(member_id, self.now.after(NEW_MEMBER_JOIN_TIMEOUT_MS));
         self.rebalance(&format!("a member joined: {}", attempt.reason));
     }
 

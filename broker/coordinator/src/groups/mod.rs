@@ -69,6 +69,7 @@ pub use fuzz::fuzz_record;
 pub use records::RecordError;
 pub use routing::partition_for;
 
+use crate::time::{Monotonic, Now};
 use crate::{CoordinatorRecord, phase::Phase};
 use api::Completion;
 use classic::Group;
@@ -164,15 +165,15 @@ impl GroupShard {
 
     /// All records are in: members' sessions begin anew, since nobody could have heard
     /// from them. Groups with members are stable, as the log has them.
-    pub fn loaded(&mut self, cluster: &dyn ClusterView, now_ms: i64) {
+    pub fn loaded(&mut self, cluster: &dyn ClusterView, now: Now) {
         self.phase.loaded();
-        self.schedule_clean_up(now_ms);
-        self.arm_loaded_consumers(cluster, now_ms);
+        self.schedule_clean_up(now);
+        self.arm_loaded_consumers(cluster, now);
         let mut effects = Effects::default();
         let ids: Vec<StrBytes> = self.groups.keys().cloned().collect();
         for id in ids {
             let max_size = self.config.max_size;
-            let Some(mut turn) = self.turn(&id, now_ms, &mut effects) else {
+            let Some(mut turn) = self.turn(&id, now, &mut effects) else {
                 continue;
             };
             for member_id in turn.group.member_ids() {
@@ -199,34 +200,34 @@ impl GroupShard {
         request: GroupRequest,
         ticket: Ticket,
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
     ) -> Effects {
         self.phase.assert_ready();
         let mut effects = Effects::default();
         let out = &mut effects;
         let response = match request {
             GroupRequest::Join(request) => {
-                self.join(context, &request, ticket, cluster, now_ms, out);
+                self.join(context, &request, ticket, cluster, now, out);
                 return self.hand_out(effects);
             }
             GroupRequest::Sync(request) => {
-                self.sync(context, &request, ticket, cluster, now_ms, out);
+                self.sync(context, &request, ticket, cluster, now, out);
                 return self.hand_out(effects);
             }
             GroupRequest::Heartbeat(request) => {
-                let error = self.heartbeat(&request, now_ms, out).err();
+                let error = self.heartbeat(&request, now, out).err();
                 GroupResponse::Heartbeat(message!(HeartbeatResponse {
                     error_code: error.unwrap_or(ErrorCode::None).code()
                 }))
             }
             GroupRequest::Leave(request) => {
-                GroupResponse::Leave(self.leave(context, request, cluster, now_ms, out))
+                GroupResponse::Leave(self.leave(context, request, cluster, now, out))
             }
             GroupRequest::OffsetCommit(request) => {
-                GroupResponse::OffsetCommit(self.commit_offsets(context, &request, now_ms, out))
+                GroupResponse::OffsetCommit(self.commit_offsets(context, &request, now, out))
             }
             GroupRequest::TxnOffsetCommit(request) => GroupResponse::TxnOffsetCommit(
-                self.commit_transactional_offsets(&request, now_ms, out),
+                self.commit_transactional_offsets(&request, now, out),
             ),
             GroupRequest::OffsetFetch(request) => {
                 GroupResponse::OffsetFetch(self.fetch_offsets(context, request))
@@ -240,7 +241,7 @@ impl GroupShard {
                 GroupResponse::OffsetDelete(response)
             }
             GroupRequest::ConsumerHeartbeat(request) => GroupResponse::ConsumerHeartbeat(
-                self.consumer_heartbeat(context, &request, cluster, now_ms, out),
+                self.consumer_heartbeat(context, &request, cluster, now, out),
             ),
             GroupRequest::ConsumerDescribe(request) => GroupResponse::ConsumerDescribe(
                 self.describe_consumer_groups(context, request, cluster),
@@ -257,9 +258,9 @@ impl GroupShard {
         self.hand_out(effects)
     }
 
-    /// Does what is due at `now_ms`. If that is a lot, part of it is left for the next
+    /// Does what is due at `now`. If that is a lot, part of it is left for the next
     /// call and [`GroupShard::next_deadline`] stays in the past.
-    pub fn tick(&mut self, cluster: &dyn ClusterView, now_ms: i64) -> Effects {
+    pub fn tick(&mut self, cluster: &dyn ClusterView, now: Now) -> Effects {
         self.phase.assert_ready();
         let mut effects = Effects::default();
         let mut counted = 0;
@@ -267,22 +268,22 @@ impl GroupShard {
         let mut changed: BTreeSet<StrBytes> = BTreeSet::new();
         while bytes < MAX_HOUSEKEEPING_BYTES {
             // What is to be written of a consumer group rests on what is written of it.
-            if let Some(TimerKey::Consumer { group, .. }) = self.timers.peek_due(now_ms)
+            if let Some(TimerKey::Consumer { group, .. }) = self.timers.peek_due(now.monotonic)
                 && changed.contains(group)
             {
                 break;
             }
-            let Some((key, task)) = self.timers.pop_due(now_ms) else {
+            let Some((key, task)) = self.timers.pop_due(now.monotonic) else {
                 break;
             };
             let group = match &key {
                 TimerKey::CleanUp => {
                     // It looks at all groups, and so must see what is to be written.
-                    if !changed.is_empty() || !self.clean_up(now_ms, &mut effects) {
-                        self.schedule_clean_up_in(0, now_ms);
+                    if !changed.is_empty() || !self.clean_up(now.wall_ms, &mut effects) {
+                        self.schedule_clean_up_in(0, now);
                         break;
                     }
-                    self.schedule_clean_up(now_ms);
+                    self.schedule_clean_up(now);
                     bytes += size_of(&effects.records[counted..]);
                     counted = effects.records.len();
                     continue;
@@ -298,7 +299,7 @@ impl GroupShard {
                             (group, member),
                             (*timer, epoch),
                             cluster,
-                            now_ms,
+                            now,
                             &mut effects,
                         );
                     }
@@ -310,7 +311,7 @@ impl GroupShard {
                 | TimerKey::Join { group }
                 | TimerKey::Sync { group } => group,
             };
-            let Some(mut turn) = self.turn(group, now_ms, &mut effects) else {
+            let Some(mut turn) = self.turn(group, now, &mut effects) else {
                 continue;
             };
             match (task, &key) {
@@ -337,14 +338,14 @@ impl GroupShard {
     }
 
     /// When `tick` next has something to do, in milliseconds since the Unix epoch.
-    pub fn next_deadline(&self) -> Option<i64> {
+    pub fn next_deadline(&self) -> Option<Monotonic> {
         self.timers.next_deadline()
     }
 
     /// The records of `effects` were appended: what depended on them happens, and the
     /// replies may be sent when the records are below the high watermark.
     #[must_use = "replies must be sent"]
-    pub fn written(&mut self, effects: Effects, now_ms: i64) -> Vec<Reply> {
+    pub fn written(&mut self, effects: Effects, now: Now) -> Vec<Reply> {
         self.phase.outcome_known();
         let producer_id = effects.transaction.map(|producer| producer.producer_id);
         for record in &effects.records {
@@ -357,7 +358,7 @@ impl GroupShard {
         for completion in effects.completions {
             match completion {
                 Completion::Assign { group, assignment } => {
-                    if let Some(mut turn) = self.turn(&group, now_ms, &mut out) {
+                    if let Some(mut turn) = self.turn(&group, now, &mut out) {
                         turn.assigned(assignment);
                     }
                 }
@@ -370,7 +371,7 @@ impl GroupShard {
                     group,
                     classic,
                     rebalance,
-                } => self.became_classic(&group, *classic, rebalance, now_ms, &mut out),
+                } => self.became_classic(&group, *classic, rebalance, now, &mut out),
                 Completion::ForgetOnFailure { .. }
                 | Completion::RestoreOnFailure { .. }
                 | Completion::RearmOnFailure { .. } => {}
@@ -382,7 +383,7 @@ impl GroupShard {
 
     /// The records of `effects` could not be appended: nothing of them is in the log.
     /// Whoever waited for them is answered with what `error` means to a client.
-    pub fn write_failed(&mut self, effects: Effects, error: ErrorCode, now_ms: i64) -> Effects {
+    pub fn write_failed(&mut self, effects: Effects, error: ErrorCode, now: Now) -> Effects {
         self.phase.outcome_known();
         let error = api::write_error(error);
         tracing::warn!(error = error.name(), "group records could not be written");
@@ -391,14 +392,14 @@ impl GroupShard {
             out.reply(ticket, response.failed(error));
         }
         for completion in effects.completions {
-            self.undo(completion, error, now_ms, &mut out);
+            self.undo(completion, error, now, &mut out);
         }
         if self
             .timers
             .deadline(&TimerKey::CleanUp)
-            .is_some_and(|deadline| deadline <= now_ms)
+            .is_some_and(|deadline| deadline <= now.monotonic)
         {
-            self.schedule_clean_up(now_ms);
+            self.schedule_clean_up(now);
         }
         self.hand_out(out)
     }
@@ -443,7 +444,7 @@ impl GroupShard {
     fn turn<'a>(
         &'a mut self,
         id: &StrBytes,
-        now_ms: i64,
+        now: Now,
         effects: &'a mut Effects,
     ) -> Option<Turn<'a>> {
         // The id that the shard owns goes into timers, not the request's.
@@ -454,17 +455,17 @@ impl GroupShard {
             timers: &mut self.timers,
             config: &self.config,
             effects,
-            now_ms,
+            now,
         })
     }
 
-    fn schedule_clean_up(&mut self, now_ms: i64) {
-        self.schedule_clean_up_in(self.clean_up_interval_ms(), now_ms);
+    fn schedule_clean_up(&mut self, now: Now) {
+        self.schedule_clean_up_in(self.clean_up_interval_ms(), now);
     }
 
-    fn schedule_clean_up_in(&mut self, delay_ms: i64, now_ms: i64) {
+    fn schedule_clean_up_in(&mut self, delay_ms: i64, now: Now) {
         self.timers
-            .schedule(TimerKey::CleanUp, now_ms + delay_ms, Task::CleanUp);
+            .schedule(TimerKey::CleanUp, now.after(delay_ms), Task::CleanUp);
     }
 
     fn clean_up_interval_ms(&self) -> i64 {

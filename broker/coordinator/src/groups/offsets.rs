@@ -31,6 +31,7 @@ use super::{
     classic::{Group, GroupState},
     records::{self, OffsetCommitKey, OffsetCommitValue},
 };
+use crate::time::Now;
 use crate::{CoordinatorRecord, records::MAX_STRING_BYTES};
 
 pub(super) use store::OffsetStore;
@@ -64,13 +65,13 @@ impl GroupShard {
         &mut self,
         context: &RequestContext,
         request: &OffsetCommitRequest,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) -> OffsetCommitResponse {
         if let Err(error) = self.validate_commit(context, request) {
             return api::offset_commit_refused(request, error);
         }
-        if let Some(mut turn) = self.turn(&request.group_id, now_ms, effects)
+        if let Some(mut turn) = self.turn(&request.group_id, now, effects)
             && matches!(
                 turn.group.state(),
                 GroupState::Stable | GroupState::PreparingRebalance
@@ -80,7 +81,7 @@ impl GroupShard {
         }
         // Only versions 2 to 4 can ask for a retention of their own.
         let expire_timestamp_ms = (request.retention_time_ms != -1)
-            .then(|| now_ms.saturating_add(request.retention_time_ms));
+            .then(|| now.wall_ms.saturating_add(request.retention_time_ms));
         let mut response = api::offset_commit_refused(request, ErrorCode::None);
         for (topic, answer) in request.topics.iter().zip(&mut response.topics) {
             for (partition, answer) in topic.partitions.iter().zip(&mut answer.partitions) {
@@ -89,7 +90,7 @@ impl GroupShard {
                     offset: partition.committed_offset,
                     leader_epoch: partition.committed_leader_epoch,
                     metadata: partition.committed_metadata.as_ref(),
-                    commit_timestamp_ms: now_ms,
+                    commit_timestamp_ms: now.wall_ms,
                     expire_timestamp_ms,
                 };
                 if let Err(error) = self.commit_one(&request.group_id, &topic.name, offset, effects)

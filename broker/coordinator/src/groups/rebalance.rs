@@ -19,6 +19,7 @@ use super::{
     config::GroupConfig,
     timers::{Task, TimerKey, Timers},
 };
+use crate::time::{Monotonic, Now};
 
 /// How long a join phase that nobody joined is put off at least, so that members who
 /// ask for no time at all do not make the shard spin.
@@ -30,7 +31,7 @@ pub(super) struct Turn<'a> {
     pub(super) timers: &'a mut Timers,
     pub(super) config: &'a GroupConfig,
     pub(super) effects: &'a mut Effects,
-    pub(super) now_ms: i64,
+    pub(super) now: Now,
 }
 
 impl Turn<'_> {
@@ -60,7 +61,7 @@ impl Turn<'_> {
         );
         let is_first = self.group.state() == GroupState::Empty;
         self.group
-            .transition(GroupState::PreparingRebalance, self.now_ms);
+            .transition(GroupState::PreparingRebalance, self.now.wall_ms);
         if is_first {
             // More members are likely to be on their way to a new group.
             let delay_ms = i64::from(self.config.initial_rebalance_delay_ms.max(0));
@@ -136,7 +137,7 @@ impl Turn<'_> {
             return;
         }
         self.group.new_member_added = false;
-        self.group.begin_generation(self.now_ms);
+        self.group.begin_generation(self.now.wall_ms);
         tracing::info!(
             group = self.id.as_str(),
             generation = self.group.generation(),
@@ -162,7 +163,7 @@ impl Turn<'_> {
         }
         self.timers.schedule(
             self.sync_key(),
-            self.now_ms + self.group.rebalance_timeout_ms(),
+            self.now.after(self.group.rebalance_timeout_ms()),
             Task::ExpireSync {
                 generation: self.group.generation(),
             },
@@ -244,7 +245,7 @@ impl Turn<'_> {
         if self.group.state() != GroupState::CompletingRebalance {
             return;
         }
-        self.group.assign(assignment, self.now_ms);
+        self.group.assign(assignment, self.now.wall_ms);
         self.answer_syncs(Self::synced);
     }
 
@@ -271,15 +272,15 @@ impl Turn<'_> {
         // The group's own copy of the id goes into the timer, not the request's, which
         // would keep the whole request in memory.
         if let Some((member_id, member)) = self.group.members().get_key_value(member_id) {
-            let deadline_ms = self.now_ms + i64::from(member.session_timeout_ms);
+            let deadline = self.now.after(member.session_timeout_ms);
             let key = self.member_key(member_id);
-            self.timers.schedule(key, deadline_ms, Task::ExpireMember);
+            self.timers.schedule(key, deadline, Task::ExpireMember);
         }
     }
 
-    pub(super) fn expire_member_at(&mut self, member_id: &StrBytes, deadline_ms: i64) {
+    pub(super) fn expire_member_at(&mut self, member_id: &StrBytes, deadline: Monotonic) {
         self.timers
-            .schedule(self.member_key(member_id), deadline_ms, Task::ExpireMember);
+            .schedule(self.member_key(member_id), deadline, Task::ExpireMember);
     }
 
     /// A member's SyncGroup has come; when all have, the sync phase is over.
@@ -344,7 +345,7 @@ impl Turn<'_> {
 
     fn schedule_join(&mut self, delay_ms: i64, task: Task) {
         self.timers
-            .schedule(self.join_key(), self.now_ms + delay_ms, task);
+            .schedule(self.join_key(), self.now.after(delay_ms), task);
     }
 
     pub(super) fn member_key(&self, member_id: &StrBytes) -> TimerKey {

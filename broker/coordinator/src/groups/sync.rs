@@ -20,6 +20,7 @@ use super::{
     logged,
     rebalance::Turn,
 };
+use crate::time::Now;
 
 /// From this version on, LeaveGroup names several members and answers for each.
 const FIRST_VERSION_WITH_BATCH_LEAVE: i16 = 3;
@@ -34,7 +35,7 @@ impl GroupShard {
         request: &SyncGroupRequest,
         ticket: Ticket,
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) {
         let parked = Parked {
@@ -48,11 +49,11 @@ impl GroupShard {
         } else if request.group_id.is_empty() {
             ErrorCode::InvalidGroupId
         } else if self.consumers.contains_key(&request.group_id) {
-            match self.sync_consumer_group(request, cluster, now_ms) {
+            match self.sync_consumer_group(request, cluster, now) {
                 Ok(response) => return effects.reply(ticket, GroupResponse::Sync(response)),
                 Err(error) => error,
             }
-        } else if let Some(mut turn) = self.turn(&request.group_id, now_ms, effects) {
+        } else if let Some(mut turn) = self.turn(&request.group_id, now, effects) {
             return turn.sync(request, parked);
         } else {
             ErrorCode::UnknownMemberId
@@ -63,17 +64,17 @@ impl GroupShard {
     pub(super) fn heartbeat(
         &mut self,
         request: &HeartbeatRequest,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) -> Result<(), ErrorCode> {
         if request.group_id.is_empty() {
             return Err(ErrorCode::InvalidGroupId);
         }
         if self.consumers.contains_key(&request.group_id) {
-            return self.classic_heartbeat_to_consumer_group(request, now_ms);
+            return self.classic_heartbeat_to_consumer_group(request, now);
         }
         let mut turn = self
-            .turn(&request.group_id, now_ms, effects)
+            .turn(&request.group_id, now, effects)
             .ok_or(ErrorCode::UnknownMemberId)?;
         turn.group
             .validate_member(&request.member_id, request.group_instance_id.as_ref())?;
@@ -94,7 +95,7 @@ impl GroupShard {
         context: &RequestContext,
         mut request: LeaveGroupRequest,
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) -> LeaveGroupResponse {
         if request.group_id.is_empty() {
@@ -113,9 +114,9 @@ impl GroupShard {
             })]
         };
         let results = if self.consumers.contains_key(&request.group_id) {
-            self.leave_consumer_group_as_classic(&request, &members, cluster, now_ms, effects)
+            self.leave_consumer_group_as_classic(&request, &members, cluster, now, effects)
         } else {
-            match self.turn(&request.group_id, now_ms, effects) {
+            match self.turn(&request.group_id, now, effects) {
                 Some(mut turn) => turn.leave(&members),
                 None => vec![Err(ErrorCode::UnknownMemberId); members.len()],
             }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use yuxi_protocol::codec::StrBytes;
 
 use super::consumer::ConsumerTimer;
+use crate::time::Monotonic;
 
 /// What a deadline belongs to; each key has at most one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,15 +55,15 @@ pub(super) enum Task {
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     /// The number keeps timers of one deadline apart, in the order they were armed.
-    queue: BTreeMap<(i64, u64), (TimerKey, Task)>,
-    armed: HashMap<TimerKey, (i64, u64)>,
+    queue: BTreeMap<(Monotonic, u64), (TimerKey, Task)>,
+    armed: HashMap<TimerKey, (Monotonic, u64)>,
     sequence: u64,
 }
 
 impl Timers {
-    pub(super) fn schedule(&mut self, key: TimerKey, deadline_ms: i64, task: Task) {
+    pub(super) fn schedule(&mut self, key: TimerKey, deadline: Monotonic, task: Task) {
         self.sequence += 1;
-        let at = (deadline_ms, self.sequence);
+        let at = (deadline, self.sequence);
         if let Some(previous) = self.armed.insert(key.clone(), at) {
             self.queue.remove(&previous);
         }
@@ -75,22 +76,22 @@ impl Timers {
         }
     }
 
-    pub(super) fn next_deadline(&self) -> Option<i64> {
+    pub(super) fn next_deadline(&self) -> Option<Monotonic> {
         self.queue
             .first_key_value()
             .map(|((deadline, _), _)| *deadline)
     }
 
-    /// What the earliest timer that is due at `now_ms` belongs to.
-    pub(super) fn peek_due(&self, now_ms: i64) -> Option<&TimerKey> {
-        let ((deadline_ms, _), (key, _)) = self.queue.first_key_value()?;
-        (*deadline_ms <= now_ms).then_some(key)
+    /// What the earliest timer that is due at `now` belongs to.
+    pub(super) fn peek_due(&self, now: Monotonic) -> Option<&TimerKey> {
+        let ((deadline, _), (key, _)) = self.queue.first_key_value()?;
+        (*deadline <= now).then_some(key)
     }
 
-    /// Takes out the earliest timer that is due at `now_ms`.
-    pub(super) fn pop_due(&mut self, now_ms: i64) -> Option<(TimerKey, Task)> {
+    /// Takes out the earliest timer that is due at `now`.
+    pub(super) fn pop_due(&mut self, now: Monotonic) -> Option<(TimerKey, Task)> {
         let entry = self.queue.first_entry()?;
-        if entry.key().0 > now_ms {
+        if entry.key().0 > now {
             return None;
         }
         let (key, task) = entry.remove();
@@ -98,7 +99,7 @@ impl Timers {
         Some((key, task))
     }
 
-    pub(super) fn deadline(&self, key: &TimerKey) -> Option<i64> {
+    pub(super) fn deadline(&self, key: &TimerKey) -> Option<Monotonic> {
         self.armed.get(key).map(|(deadline, _)| *deadline)
     }
 
@@ -113,6 +114,10 @@ impl Timers {
 mod tests {
     use super::*;
 
+    const fn at(ms: i64) -> Monotonic {
+        Monotonic::new(ms)
+    }
+
     fn join(group: &str) -> TimerKey {
         TimerKey::Join {
             group: group.into(),
@@ -122,12 +127,12 @@ mod tests {
     #[test]
     fn timers_come_out_in_order_of_their_deadlines_and_only_when_due() {
         let mut timers = Timers::default();
-        timers.schedule(join("b"), 20, Task::CompleteJoin);
-        timers.schedule(join("a"), 10, Task::CompleteJoin);
-        timers.schedule(join("c"), 20, Task::CompleteJoin);
-        assert_eq!(timers.next_deadline(), Some(10));
-        assert_eq!(timers.pop_due(9), None);
-        let order: Vec<_> = std::iter::from_fn(|| timers.pop_due(20))
+        timers.schedule(join("b"), at(20), Task::CompleteJoin);
+        timers.schedule(join("a"), at(10), Task::CompleteJoin);
+        timers.schedule(join("c"), at(20), Task::CompleteJoin);
+        assert_eq!(timers.next_deadline(), Some(at(10)));
+        assert_eq!(timers.pop_due(at(9)), None);
+        let order: Vec<_> = std::iter::from_fn(|| timers.pop_due(at(20)))
             .map(|(key, _)| key)
             .collect();
         assert_eq!(order, [join("a"), join("b"), join("c")]);
@@ -138,13 +143,16 @@ mod tests {
     fn a_timer_that_is_scheduled_again_or_cancelled_leaves_nothing_behind() {
         let mut timers = Timers::default();
         for deadline in 0..1_000 {
-            timers.schedule(join("a"), deadline, Task::CompleteJoin);
+            timers.schedule(join("a"), at(deadline), Task::CompleteJoin);
         }
-        assert_eq!((timers.len(), timers.next_deadline()), (1, Some(999)));
-        timers.schedule(join("a"), 5, Task::CompleteJoin);
-        assert_eq!((timers.len(), timers.deadline(&join("a"))), (1, Some(5)));
+        assert_eq!((timers.len(), timers.next_deadline()), (1, Some(at(999))));
+        timers.schedule(join("a"), at(5), Task::CompleteJoin);
+        assert_eq!(
+            (timers.len(), timers.deadline(&join("a"))),
+            (1, Some(at(5)))
+        );
         timers.cancel(&join("a"));
         timers.cancel(&join("a"));
-        assert_eq!((timers.len(), timers.pop_due(i64::MAX)), (0, None));
+        assert_eq!((timers.len(), timers.pop_due(Monotonic::NEVER)), (0, None));
     }
 }

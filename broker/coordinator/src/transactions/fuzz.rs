@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::time::{Monotonic, Now};
+
 use super::{
     MarkerWritten, TransactionConfig, TransactionShard, TransactionVersion,
     records::{self, TransactionRecord},
@@ -35,7 +37,7 @@ pub fn fuzz_record(bytes: &[u8]) {
     // A refusal must leave the shard as usable as it was.
     let _ = shard.replay(&key, Some(&Bytes::new()));
     let _ = shard.replay(&key, Some(&value));
-    for order in shard.loaded(0) {
+    for order in shard.loaded(at(Monotonic::new(0))) {
         let written: Vec<_> = order
             .partitions
             .iter()
@@ -46,19 +48,26 @@ pub fn fuzz_record(bytes: &[u8]) {
                 partition,
             })
             .collect();
-        let effects = shard.markers_written(&written, 0);
+        let effects = shard.markers_written(&written, at(Monotonic::new(0)));
         assert_eq!(effects.records.len(), 1, "the order is complete");
-        let released = shard.written(effects, 0);
+        let released = shard.written(effects, at(Monotonic::new(0)));
         assert!(released.replies.is_empty(), "nobody has asked");
     }
     for _ in 0..8 {
-        let Some(deadline_ms) = shard.next_deadline() else {
+        let Some(deadline) = shard.next_deadline() else {
             break;
         };
-        let effects = shard.tick(deadline_ms);
+        let effects = shard.tick(at(deadline));
         if !effects.records.is_empty() {
-            let released = shard.written(effects, deadline_ms);
+            let released = shard.written(effects, at(deadline));
             assert!(released.replies.is_empty(), "nobody has asked");
         }
+    }
+}
+
+fn at(monotonic: Monotonic) -> Now {
+    Now {
+        monotonic,
+        wall_ms: 0,
     }
 }

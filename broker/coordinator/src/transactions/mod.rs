@@ -48,7 +48,11 @@ pub use partitions::Partitions;
 pub use records::{TransactionRecord, TransactionRecordError};
 pub use transaction::{Transaction, TransactionState};
 
-use crate::{phase::Phase, records::MAX_STRING_BYTES};
+use crate::{
+    phase::Phase,
+    records::MAX_STRING_BYTES,
+    time::{Monotonic, Now},
+};
 use transaction::{Ending, Step};
 
 /// How long what could not be written waits until it is tried again.
@@ -62,20 +66,22 @@ pub struct TransactionShard {
     config: TransactionConfig,
     ids: BTreeMap<StrBytes, Entry>,
     /// When there is something to do about an id.
-    due: BTreeSet<(i64, StrBytes)>,
-    next_expiry_ms: i64,
+    due: BTreeSet<(Monotonic, StrBytes)>,
+    next_expiry: Monotonic,
     /// The looks for open transactions are at whole intervals from here.
-    loaded_ms: i64,
+    loaded: Monotonic,
     next_order: u64,
     phase: Phase,
 }
 
 struct Entry {
     transaction: Transaction,
+    /// Since when the transaction is open.
+    opened: Option<Monotonic>,
     /// While the transaction ends: what is still without a marker.
     unmarked: Option<Unmarked>,
     /// Its place in `due`.
-    due_ms: Option<i64>,
+    due: Option<Monotonic>,
 }
 
 struct Unmarked {
@@ -90,8 +96,8 @@ impl TransactionShard {
             config,
             ids: BTreeMap::new(),
             due: BTreeSet::new(),
-            next_expiry_ms: i64::MAX,
-            loaded_ms: 0,
+            next_expiry: Monotonic::NEVER,
+            loaded: Monotonic::LONG_AGO,
             next_order: 0,
             phase: Phase::Loading,
         }
@@ -121,8 +127,9 @@ impl TransactionShard {
                 Some(transaction) => {
                     let entry = Entry {
                         transaction,
+                        opened: None,
                         unmarked: None,
-                        due_ms: None,
+                        due: None,
                     };
                     self.ids.insert(copied(&transactional_id), entry);
                 }
@@ -134,14 +141,12 @@ impl TransactionShard {
 
     /// All records are in. What was being ended is ended: its markers are handed out again,
     /// to be written once all of the log is below the high watermark.
-    pub fn loaded(&mut self, now_ms: i64) -> Vec<MarkerOrder> {
+    pub fn loaded(&mut self, now: Now) -> Vec<MarkerOrder> {
         self.phase.loaded();
-        self.loaded_ms = now_ms;
-        self.schedule_expiry(now_ms);
+        self.loaded = now.monotonic;
+        self.schedule_expiry(now);
         let ids: Vec<StrBytes> = self.ids.keys().cloned().collect();
-        ids.iter()
-            .filter_map(|id| self.arrange(id, now_ms))
-            .collect()
+        ids.iter().filter_map(|id| self.arrange(id, now)).collect()
     }
 
     /// Handles a request, which is answered under `ticket`. A producer id given as `spare`
@@ -151,7 +156,7 @@ impl TransactionShard {
         request: TransactionRequest,
         ticket: Ticket,
         spare: Option<ProducerId>,
-        now_ms: i64,
+        now: Now,
     ) -> Handled {
         self.phase.assert_ready();
         let mut effects = Effects::default();
@@ -161,7 +166,7 @@ impl TransactionShard {
                 timeout_ms,
                 current,
             } => self
-                .init(transactional_id, *timeout_ms, *current, spare, now_ms)
+                .init(transactional_id, *timeout_ms, *current, spare, now)
                 .map(|step| step.map(TransactionResponse::Init)),
             TransactionRequest::Add {
                 transactional_id,
@@ -169,7 +174,7 @@ impl TransactionShard {
                 partitions,
             } => self
                 .known(transactional_id)
-                .and_then(|entry| entry.transaction.add(*producer, partitions, now_ms))
+                .and_then(|entry| entry.transaction.add(*producer, partitions, now.wall_ms))
                 .map(|step| step.map(TransactionResponse::Add)),
             TransactionRequest::Verify {
                 transactional_id,
@@ -192,14 +197,14 @@ impl TransactionShard {
                         commit: *commit,
                         client: *client,
                     };
-                    entry.transaction.end(ending, spare, now_ms)
+                    entry.transaction.end(ending, spare, now.wall_ms)
                 })
                 .map(|step| step.map(TransactionResponse::End)),
             TransactionRequest::Describe { transactional_id } => self
                 .describe(transactional_id)
                 .map(|found| Step::Answer(TransactionResponse::Describe(Ok(found)))),
             TransactionRequest::List(filter) => Ok(Step::Answer(TransactionResponse::List(Ok(
-                self.list(filter, now_ms),
+                self.list(filter, now.wall_ms),
             )))),
         };
         match answer {
@@ -221,7 +226,7 @@ impl TransactionShard {
     }
 
     /// Markers of orders are written. Those of an order that is no more are of no concern.
-    pub fn markers_written(&mut self, markers: &[MarkerWritten], now_ms: i64) -> Effects {
+    pub fn markers_written(&mut self, markers: &[MarkerWritten], now: Now) -> Effects {
         self.phase.assert_ready();
         let mut effects = Effects::default();
         for marker in markers {
@@ -235,27 +240,27 @@ impl TransactionShard {
                 && unmarked.partitions.remove(&marker.topic, marker.partition)
                 && unmarked.partitions.is_empty()
             {
-                let next = entry.transaction.completed(now_ms);
+                let next = entry.transaction.completed(now.wall_ms);
                 self.change(&mut effects, marker.transactional_id.clone(), next);
             }
         }
         self.hand_out(effects)
     }
 
-    /// Does something that is due at `now_ms`. If there is more, it is left for the next
+    /// Does something that is due at `now`. If there is more, it is left for the next
     /// call and [`TransactionShard::next_deadline`] stays in the past.
-    pub fn tick(&mut self, now_ms: i64) -> Effects {
+    pub fn tick(&mut self, now: Now) -> Effects {
         self.phase.assert_ready();
         let mut effects = Effects::default();
-        if let Some((due_ms, _)) = self.due.first()
-            && *due_ms <= now_ms
+        if let Some((due, _)) = self.due.first()
+            && *due <= now.monotonic
             && let Some((_, id)) = self.due.pop_first()
         {
             let entry = self
                 .ids
                 .get_mut(&id)
                 .expect("what is due is about an id that is known");
-            entry.due_ms = None;
+            entry.due = None;
             let transaction = &entry.transaction;
             let next = if transaction.state == TransactionState::Ongoing {
                 tracing::info!(
@@ -266,27 +271,27 @@ impl TransactionShard {
                     "a transaction was open for too long and is aborted"
                 );
                 // Nobody else has the id: as in Kafka the producer may go on.
-                transaction.fenced(self.config.version, now_ms)
+                transaction.fenced(self.config.version, now.wall_ms)
             } else {
-                transaction.completed(now_ms)
+                transaction.completed(now.wall_ms)
             };
             self.change(&mut effects, id, next);
-        } else if self.next_expiry_ms <= now_ms {
-            self.expire(&mut effects, now_ms);
+        } else if self.next_expiry <= now.monotonic {
+            self.expire(&mut effects, now);
         }
         self.hand_out(effects)
     }
 
-    /// When `tick` next has something to do, in milliseconds since the Unix epoch.
-    pub fn next_deadline(&self) -> Option<i64> {
-        let due = self.due.first().map(|(due_ms, _)| *due_ms);
-        let expiry = (!self.ids.is_empty()).then_some(self.next_expiry_ms);
+    /// When `tick` next has something to do.
+    pub fn next_deadline(&self) -> Option<Monotonic> {
+        let due = self.due.first().map(|(due, _)| *due);
+        let expiry = (!self.ids.is_empty()).then_some(self.next_expiry);
         due.into_iter().chain(expiry).min()
     }
 
     /// The records of `effects` were appended: they take effect, and what rests on them may
     /// go out when they are below the high watermark.
-    pub fn written(&mut self, effects: Effects, now_ms: i64) -> Released {
+    pub fn written(&mut self, effects: Effects, now: Now) -> Released {
         self.phase.outcome_known();
         let mut released = Released {
             replies: effects.replies,
@@ -307,12 +312,13 @@ impl TransactionShard {
             } else {
                 let entry = Entry {
                     transaction: next,
+                    opened: None,
                     unmarked: None,
-                    due_ms: None,
+                    due: None,
                 };
                 self.ids.insert(id.clone(), entry);
             }
-            released.markers.extend(self.arrange(&id, now_ms));
+            released.markers.extend(self.arrange(&id, now));
         }
         released
     }
@@ -321,23 +327,23 @@ impl TransactionShard {
     /// Whoever waited for them is answered with what `error` means to a client, and what
     /// nobody asked for is tried again.
     #[must_use = "replies must be sent"]
-    pub fn write_failed(&mut self, effects: Effects, error: ErrorCode, now_ms: i64) -> Vec<Reply> {
+    pub fn write_failed(&mut self, effects: Effects, error: ErrorCode, now: Now) -> Vec<Reply> {
         self.phase.outcome_known();
         let error = api::write_error(error);
         tracing::warn!(error = error.name(), "transactions could not be written");
         for (id, change) in effects.changes {
             if change.is_none() {
-                self.schedule_expiry(now_ms);
+                self.schedule_expiry(now);
                 continue;
             }
             let again = self.ids.get(&id).is_some_and(|entry| {
                 let is_complete = |unmarked: &Unmarked| unmarked.partitions.is_empty();
-                entry.due_ms.is_none()
+                entry.due.is_none()
                     && (entry.transaction.state == TransactionState::Ongoing
                         || entry.unmarked.as_ref().is_some_and(is_complete))
             });
             if again {
-                self.schedule(&id, Some(now_ms.saturating_add(RETRY_MS)));
+                self.schedule(&id, Some(now.after(RETRY_MS)));
             }
         }
         let failed = |(ticket, response): Reply| (ticket, response.failed(error));
@@ -359,7 +365,7 @@ impl TransactionShard {
         timeout_ms: i32,
         current: Option<Producer>,
         spare: Option<ProducerId>,
-        now_ms: i64,
+        now: Now,
     ) -> Result<Step<Result<Producer, ErrorCode>>, ErrorCode> {
         if id.is_empty() || id.len() > MAX_STRING_BYTES {
             return Err(ErrorCode::InvalidRequest);
@@ -368,13 +374,15 @@ impl TransactionShard {
             return Err(ErrorCode::InvalidTransactionTimeout);
         }
         if let Some(entry) = self.ids.get(id) {
-            return entry.transaction.init(timeout_ms, current, spare, now_ms);
+            return entry
+                .transaction
+                .init(timeout_ms, current, spare, now.wall_ms);
         }
         // Whoever the producer was, it has been forgotten, and so has what it wrote.
         let Some(spare) = spare else {
             return Ok(Step::NeedsProducerId);
         };
-        let first = Transaction::first(spare, timeout_ms, now_ms);
+        let first = Transaction::first(spare, timeout_ms, now.wall_ms);
         let producer = first.producer;
         Ok(Step::Write(Box::new(first), Ok(producer)))
     }
@@ -434,8 +442,8 @@ impl TransactionShard {
     }
 
     /// Has ids forgotten that nothing was heard of for too long.
-    fn expire(&mut self, effects: &mut Effects, now_ms: i64) {
-        let oldest = now_ms.saturating_sub(self.config.id_expiration_ms);
+    fn expire(&mut self, effects: &mut Effects, now: Now) {
+        let oldest = now.wall_ms.saturating_sub(self.config.id_expiration_ms);
         let mut bytes = 0;
         for (id, entry) in &self.ids {
             let transaction = &entry.transaction;
@@ -450,20 +458,28 @@ impl TransactionShard {
             effects.records.push(records::tombstone(id));
             effects.changes.push((id.clone(), None));
         }
-        self.schedule_expiry(now_ms);
+        self.schedule_expiry(now);
     }
 
-    fn schedule_expiry(&mut self, now_ms: i64) {
-        self.next_expiry_ms = now_ms.saturating_add(self.config.expiry_interval_ms.max(1));
+    fn schedule_expiry(&mut self, now: Now) {
+        self.next_expiry = now.after(self.config.expiry_interval_ms.max(1));
     }
 
     /// Sets the deadline of `id` as its state wants it, and says which markers that needs.
-    fn arrange(&mut self, id: &StrBytes, now_ms: i64) -> Option<MarkerOrder> {
+    fn arrange(&mut self, id: &StrBytes, now: Now) -> Option<MarkerOrder> {
         let entry = self.ids.get_mut(id)?;
         entry.unmarked = None;
         let transaction = &entry.transaction;
+        let opened = transaction.open_since_ms().map(|since_ms| {
+            // Whoever has not seen it begin has only the time of day to go by.
+            let age_ms = now.wall_ms.saturating_sub(since_ms).max(0);
+            entry
+                .opened
+                .unwrap_or(now.monotonic.plus(age_ms.saturating_neg()))
+        });
+        entry.opened = opened;
         let mut order = None;
-        let due_ms = if let Some(commit) = transaction.outcome() {
+        let due = if let Some(commit) = transaction.outcome() {
             let number = self.next_order;
             self.next_order += 1;
             order = Some(MarkerOrder {
@@ -479,25 +495,26 @@ impl TransactionShard {
                 partitions: transaction.partitions.clone(),
             });
             // Another broker may have written an end without anybody to tell.
-            transaction.partitions.is_empty().then_some(now_ms)
+            transaction.partitions.is_empty().then_some(now.monotonic)
         } else {
-            transaction
-                .times_out_ms()
-                .map(|at| next_look(self.loaded_ms, self.config.abort_interval_ms, at))
+            opened.map(|opened| {
+                let at = opened.plus(i64::from(transaction.timeout_ms));
+                next_look(self.loaded, self.config.abort_interval_ms, at)
+            })
         };
-        self.schedule(id, due_ms);
+        self.schedule(id, due);
         order.filter(|order| !order.partitions.is_empty())
     }
 
-    fn schedule(&mut self, id: &StrBytes, due_ms: Option<i64>) {
+    fn schedule(&mut self, id: &StrBytes, due: Option<Monotonic>) {
         let Some(entry) = self.ids.get_mut(id) else {
             return;
         };
-        if let Some(before) = mem::replace(&mut entry.due_ms, due_ms) {
+        if let Some(before) = mem::replace(&mut entry.due, due) {
             self.due.remove(&(before, id.clone()));
         }
-        if let Some(due_ms) = due_ms {
-            self.due.insert((due_ms, id.clone()));
+        if let Some(due) = due {
+            self.due.insert((due, id.clone()));
         }
     }
 
@@ -532,11 +549,11 @@ impl fmt::Debug for TransactionShard {
     }
 }
 
-/// The first look after `at`, where looks are `interval_ms` apart from `from_ms` on.
-fn next_look(from_ms: i64, interval_ms: i64, at_ms: i64) -> i64 {
+/// The first look after `at`, where looks are `interval_ms` apart from `from` on.
+fn next_look(from: Monotonic, interval_ms: i64, at: Monotonic) -> Monotonic {
     let interval_ms = interval_ms.max(1);
-    let passed = at_ms.saturating_sub(from_ms).max(0) / interval_ms;
-    from_ms.saturating_add((passed + 1).saturating_mul(interval_ms))
+    let passed = at.since(from).max(0) / interval_ms;
+    from.plus((passed + 1).saturating_mul(interval_ms))
 }
 
 /// As much of a client's own words as is worth a log line.

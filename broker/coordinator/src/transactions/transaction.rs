@@ -447,10 +447,9 @@ impl Transaction {
         }
     }
 
-    /// When the open transaction, if there is one, has been open for long enough.
-    pub(super) fn times_out_ms(&self) -> Option<i64> {
-        (self.state == TransactionState::Ongoing)
-            .then(|| self.start_ms.saturating_add(i64::from(self.timeout_ms)))
+    /// When the open transaction, if there is one, began.
+    pub(super) fn open_since_ms(&self) -> Option<i64> {
+        (self.state == TransactionState::Ongoing).then_some(self.start_ms)
     }
 
     /// Whether it may be forgotten when nothing has happened for long enough.

@@ -86,7 +86,7 @@ fn a_group_that_is_not_written_is_forgotten() {
         assert_eq!(rt.error(ticket), ErrorCode::NotCoordinator);
         assert_eq!(rt.state("g"), "Dead");
         assert_eq!(
-            rt.shard.next_deadline(),
+            rt.next_deadline_ms(),
             Some(START_MS + 600_000),
             "no timer is left"
         );
@@ -170,7 +170,7 @@ fn a_clean_up_that_is_not_written_is_tried_again_at_the_next_interval() {
     rt.advance(600_000);
     assert_eq!(rt.shard.counts().offsets, 20_000);
     assert_eq!(
-        rt.shard.next_deadline(),
+        rt.next_deadline_ms(),
         Some(rt.now_ms + 600_000),
         "it does not spin"
     );
@@ -197,5 +197,5 @@ fn a_call_before_the_outcome_of_a_write_is_known_is_a_bug_of_the_runtime() {
     let topics = std::collections::BTreeSet::from([StrBytes::from("t")]);
     let effects = rt.shard.topics_deleted(&topics);
     assert!(!effects.records.is_empty());
-    let _ = rt.shard.tick(&rt.cluster, rt.now_ms);
+    let _ = rt.shard.tick(&rt.cluster, rt.now());
 }

@@ -1,6 +1,7 @@
 //! The group coordinator as its runtime sees it.
 
 mod admin;
+mod clocks;
 mod consumer_properties;
 mod consumer_services;
 mod consumer_support;

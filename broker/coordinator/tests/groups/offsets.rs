@@ -425,11 +425,8 @@ fn a_clean_up_with_a_lot_to_do_writes_it_in_parts() {
             ..Commit::new(&group, 1)
         });
     }
-    rt.now_ms = rt
-        .shard
-        .next_deadline()
-        .expect("clean-up is always planned");
-    let effects = rt.shard.tick(&rt.cluster, rt.now_ms);
+    rt.now_ms = rt.next_deadline_ms().expect("clean-up is always planned");
+    let effects = rt.shard.tick(&rt.cluster, rt.now());
     let bytes: usize = effects.records.iter().map(|record| record.key.len()).sum();
     assert!(
         (256 * 1024..300 * 1024).contains(&bytes),
@@ -437,7 +434,7 @@ fn a_clean_up_with_a_lot_to_do_writes_it_in_parts() {
     );
     rt.settle(effects);
     assert!(
-        rt.shard.next_deadline() <= Some(rt.now_ms),
+        rt.next_deadline_ms() <= Some(rt.now_ms),
         "there is more to do"
     );
     rt.tick();

@@ -8,7 +8,10 @@ use yuxi_coordinator::groups::{
 };
 use yuxi_protocol::codec::{Bytes, StrBytes};
 
-use crate::{consumer_support::Cluster, support::counting_uuids};
+use crate::{
+    consumer_support::Cluster,
+    support::{at, counting_uuids},
+};
 
 fn bytes(hex: &str) -> Bytes {
     let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
@@ -336,7 +339,7 @@ fn a_loaded_group_without_its_leader_has_another() {
     shard
         .replay(&record.key, record.value.as_ref())
         .expect("it is in order");
-    shard.loaded(&Cluster::default(), 0);
+    shard.loaded(&Cluster::default(), at(0));
     assert_eq!(shard.counts().members, 1);
 }
 

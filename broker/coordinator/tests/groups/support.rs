@@ -14,6 +14,7 @@ use yuxi_coordinator::{
     groups::{
         Effects, GroupConfig, GroupRequest, GroupResponse, GroupShard, RequestContext, Ticket,
     },
+    time::{Monotonic, Now},
 };
 use yuxi_protocol::{
     codec::{
@@ -43,6 +44,14 @@ pub(crate) const START_MS: i64 = 1_700_000_000_000;
 pub(crate) const SESSION_MS: i32 = 10_000;
 pub(crate) const REBALANCE_MS: i32 = 60_000;
 
+/// By both clocks. No test passes in which one of them is taken for the other.
+pub(crate) fn at(now_ms: i64) -> Now {
+    Now {
+        monotonic: Monotonic::new(now_ms - START_MS),
+        wall_ms: now_ms,
+    }
+}
+
 pub(crate) struct Runtime {
     pub(crate) shard: GroupShard,
     pub(crate) config: GroupConfig,
@@ -57,6 +66,8 @@ pub(crate) struct Runtime {
     answered: BTreeSet<u64>,
     pub(crate) versions: BTreeMap<u64, i16>,
     pub(crate) now_ms: i64,
+    /// How far the time of day was set from there.
+    pub(crate) clock_step_ms: i64,
     /// The next write fails with this.
     pub(crate) fail_next: Option<ErrorCode>,
     reloads: usize,
@@ -65,7 +76,7 @@ pub(crate) struct Runtime {
 impl Runtime {
     pub(crate) fn new(config: GroupConfig) -> Self {
         let mut shard = GroupShard::new(config.clone(), counting_uuids(0));
-        shard.loaded(&Cluster::default(), START_MS);
+        shard.loaded(&Cluster::default(), at(START_MS));
         Self {
             shard,
             config,
@@ -77,6 +88,7 @@ impl Runtime {
             answered: BTreeSet::new(),
             versions: BTreeMap::new(),
             now_ms: START_MS,
+            clock_step_ms: 0,
             fail_next: None,
             reloads: 0,
         }
@@ -102,13 +114,9 @@ impl Runtime {
             client_id: client_id.into(),
             client_host: "/127.0.0.1".into(),
         };
-        let effects = self.shard.handle(
-            &context,
-            request,
-            Ticket(ticket),
-            &self.cluster,
-            self.now_ms,
-        );
+        let effects =
+            self.shard
+                .handle(&context, request, Ticket(ticket), &self.cluster, self.now());
         self.settle(effects);
         self.tick();
         ticket
@@ -117,7 +125,7 @@ impl Runtime {
     pub(crate) fn settle(&mut self, mut effects: Effects) {
         while !effects.records.is_empty() {
             if let Some(error) = self.fail_next.take() {
-                effects = self.shard.write_failed(effects, error, self.now_ms);
+                effects = self.shard.write_failed(effects, error, self.now());
                 continue;
             }
             for record in &effects.records {
@@ -127,7 +135,7 @@ impl Runtime {
                 }
                 self.log.push(record.clone());
             }
-            let replies = self.shard.written(effects, self.now_ms);
+            let replies = self.shard.written(effects, self.now());
             return self.deliver(replies);
         }
         self.deliver(effects.replies);
@@ -145,15 +153,27 @@ impl Runtime {
         }
     }
 
+    pub(crate) fn now(&self) -> Now {
+        let now = at(self.now_ms);
+        Now {
+            wall_ms: now.wall_ms + self.clock_step_ms,
+            ..now
+        }
+    }
+
+    pub(crate) fn next_deadline_ms(&self) -> Option<i64> {
+        let deadline = self.shard.next_deadline()?;
+        Some(START_MS + deadline.value())
+    }
+
     /// Does what is due now.
     pub(crate) fn tick(&mut self) {
         let mut rounds = 0;
         while self
-            .shard
-            .next_deadline()
-            .is_some_and(|deadline| deadline <= self.now_ms)
+            .next_deadline_ms()
+            .is_some_and(|deadline_ms| deadline_ms <= self.now_ms)
         {
-            let effects = self.shard.tick(&self.cluster, self.now_ms);
+            let effects = self.shard.tick(&self.cluster, self.now());
             self.settle(effects);
             rounds += 1;
             assert!(rounds < 10_000, "the shard spins");
@@ -163,12 +183,11 @@ impl Runtime {
     /// Lets time pass, doing what is due when it is due.
     pub(crate) fn advance(&mut self, ms: i64) {
         let until = self.now_ms + ms;
-        while let Some(deadline) = self
-            .shard
-            .next_deadline()
-            .filter(|deadline| *deadline <= until)
+        while let Some(deadline_ms) = self
+            .next_deadline_ms()
+            .filter(|deadline_ms| *deadline_ms <= until)
         {
-            self.now_ms = self.now_ms.max(deadline);
+            self.now_ms = self.now_ms.max(deadline_ms);
             self.tick();
         }
         self.now_ms = until;
@@ -206,7 +225,7 @@ impl Runtime {
             }
             .expect("our own records are in order");
         }
-        shard.loaded(&self.cluster, self.now_ms);
+        shard.loaded(&self.cluster, self.now());
         shard
     }
 
@@ -649,7 +668,7 @@ pub(crate) fn replayed(config: &GroupConfig, log: &[CoordinatorRecord], now_ms: 
             .replay(&record.key, record.value.as_ref())
             .expect("our own records are in order");
     }
-    shard.loaded(&Cluster::default(), now_ms);
+    shard.loaded(&Cluster::default(), at(now_ms));
     shard
 }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use yuxi_coordinator::CoordinatorRecord;
+use yuxi_coordinator::time::{Monotonic, Now};
 use yuxi_coordinator::transactions::{
     Description, Effects, Handled, ListFilter, Listed, MarkerOrder, MarkerWritten, Partitions,
     Producer, Ticket, Transaction, TransactionConfig, TransactionRecord, TransactionRequest,
@@ -20,6 +21,14 @@ pub(crate) const TIMEOUT_MS: i32 = 60_000;
 pub(crate) const OLD: TransactionVersion = TransactionVersion::V0;
 pub(crate) const NEW: TransactionVersion = TransactionVersion::V2;
 
+/// By both clocks. No test passes in which one of them is taken for the other.
+fn at(now_ms: i64) -> Now {
+    Now {
+        monotonic: Monotonic::new(now_ms - START_MS),
+        wall_ms: now_ms,
+    }
+}
+
 pub(crate) struct Runtime {
     pub(crate) shard: TransactionShard,
     pub(crate) config: TransactionConfig,
@@ -27,6 +36,8 @@ pub(crate) struct Runtime {
     /// Markers that are to be written.
     pub(crate) orders: Vec<MarkerOrder>,
     pub(crate) now_ms: i64,
+    /// How far the time of day was set from there.
+    pub(crate) clock_step_ms: i64,
     /// The next write fails with this.
     pub(crate) fail_next: Option<ErrorCode>,
     pub(crate) next_producer_id: i64,
@@ -40,13 +51,14 @@ impl Runtime {
 
     pub(crate) fn with(config: TransactionConfig) -> Self {
         let mut shard = TransactionShard::new(config.clone());
-        assert!(shard.loaded(START_MS).is_empty());
+        assert!(shard.loaded(at(START_MS)).is_empty());
         Self {
             shard,
             config,
             log: Vec::new(),
             orders: Vec::new(),
             now_ms: START_MS,
+            clock_step_ms: 0,
             fail_next: None,
             next_producer_id: 1_000,
             next_ticket: 0,
@@ -56,13 +68,13 @@ impl Runtime {
     pub(crate) fn ask(&mut self, request: TransactionRequest) -> TransactionResponse {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        let handled = self.shard.handle(request, ticket, None, self.now_ms);
+        let handled = self.shard.handle(request, ticket, None, self.now());
         let effects = match handled {
             Handled::Done(effects) => effects,
             Handled::NeedsProducerId(request) => {
                 let spare = ProducerId::new(self.next_producer_id);
                 self.next_producer_id += 1;
-                match self.shard.handle(request, ticket, Some(spare), self.now_ms) {
+                match self.shard.handle(request, ticket, Some(spare), self.now()) {
                     Handled::Done(effects) => effects,
                     Handled::NeedsProducerId(_) => panic!("one producer id is enough"),
                 }
@@ -79,10 +91,10 @@ impl Runtime {
             return effects.replies;
         }
         if let Some(error) = self.fail_next.take() {
-            return self.shard.write_failed(effects, error, self.now_ms);
+            return self.shard.write_failed(effects, error, self.now());
         }
         self.log.extend(effects.records.iter().cloned());
-        let released = self.shard.written(effects, self.now_ms);
+        let released = self.shard.written(effects, self.now());
         self.orders.extend(released.markers);
         released.replies
     }
@@ -206,7 +218,7 @@ impl Runtime {
             partition,
         };
         self.orders.retain(|order| !order.partitions.is_empty());
-        let effects = self.shard.markers_written(&[written], self.now_ms);
+        let effects = self.shard.markers_written(&[written], self.now());
         assert!(self.carry_out(effects).is_empty(), "nobody has asked");
         true
     }
@@ -215,14 +227,22 @@ impl Runtime {
         while self.write_marker(0) {}
     }
 
+    fn now(&self) -> Now {
+        let now = at(self.now_ms);
+        Now {
+            wall_ms: now.wall_ms + self.clock_step_ms,
+            ..now
+        }
+    }
+
     /// Lets time pass, and what is due in it happen.
     pub(crate) fn wait(&mut self, ms: i64) {
         let until = self.now_ms + ms;
-        while let Some(at) = self.shard.next_deadline()
-            && at <= until
+        while let Some(deadline) = self.shard.next_deadline()
+            && START_MS + deadline.value() <= until
         {
-            self.now_ms = self.now_ms.max(at);
-            let effects = self.shard.tick(self.now_ms);
+            self.now_ms = self.now_ms.max(START_MS + deadline.value());
+            let effects = self.shard.tick(self.now());
             assert!(self.carry_out(effects).is_empty(), "nobody has asked");
         }
         self.now_ms = until;
@@ -236,7 +256,7 @@ impl Runtime {
                 .replay(&record.key, record.value.as_ref())
                 .expect("our own record");
         }
-        self.orders = shard.loaded(self.now_ms);
+        self.orders = shard.loaded(self.now());
         self.shard = shard;
     }
 

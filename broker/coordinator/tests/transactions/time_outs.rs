@@ -82,6 +82,42 @@ fn a_time_out_counts_from_the_first_partition_even_over_a_reload() {
 }
 
 #[test]
+fn a_step_of_the_clock_neither_aborts_a_transaction_nor_keeps_it_open() {
+    for step_ms in [600_000, -600_000] {
+        let mut broker = Runtime::new();
+        let own = broker.init("a").unwrap();
+        broker.add("a", own, &[("t", 0)]).unwrap();
+        broker.clock_step_ms = step_ms;
+        broker.add("a", own, &[("t", 1)]).unwrap();
+        broker.wait(i64::from(TIMEOUT_MS) - 1);
+        let state = broker.state("a");
+        assert_eq!(state, TransactionState::Ongoing, "step {step_ms}");
+        broker.wait(1 + broker.config.abort_interval_ms);
+        let state = broker.state("a");
+        assert_eq!(state, TransactionState::PrepareAbort, "step {step_ms}");
+        let told = broker.last("a").last_update_ms;
+        assert_eq!(
+            told,
+            broker.now_ms + step_ms,
+            "the record has the time of day"
+        );
+    }
+}
+
+#[test]
+fn a_coordinator_whose_clock_is_behind_gives_a_transaction_no_more_than_its_time() {
+    let mut broker = Runtime::new();
+    let own = broker.init("a").unwrap();
+    broker.add("a", own, &[("t", 0)]).unwrap();
+    broker.clock_step_ms = -600_000;
+    broker.reload();
+    broker.wait(i64::from(TIMEOUT_MS) - 1);
+    assert_eq!(broker.state("a"), TransactionState::Ongoing);
+    broker.wait(1 + broker.config.abort_interval_ms);
+    assert_eq!(broker.state("a"), TransactionState::PrepareAbort);
+}
+
+#[test]
 fn a_time_out_that_could_not_be_written_is_tried_again() {
     let mut broker = Runtime::new();
     let own = broker.init("a").unwrap();

@@ -312,6 +312,8 @@ fn a_flush_is_due_after_so_many_records_or_so_much_time() {
     append_many(&mut log, 9);
     assert!(!log.is_flush_due(NOW + 999));
     assert!(log.is_flush_due(NOW + 1000));
+    let an_hour_ms = 3_600_000;
+    assert!(log.is_flush_due(NOW - an_hour_ms), "the clock was set back");
     append_many(&mut log, 1);
     assert!(log.is_flush_due(NOW));
     flush(&mut log);

@@ -16,7 +16,7 @@ use super::{
     },
 };
 use crate::{
-    partition::{Follower, FollowerNews, Now, PartitionError, PartitionKey, Read},
+    partition::{Follower, FollowerNews, MaxLag, PartitionError, PartitionKey, Read},
     sync::lock,
     time,
 };
@@ -163,7 +163,7 @@ impl FollowerSessions {
                 .ok_or(ErrorCode::FetchSessionIdNotFound)?
         };
         let next_epoch = session.take_in(fetch)?;
-        session.news.asked(time::now_ms());
+        session.news.asked(time::monotonic());
         Ok(Answering {
             session,
             replica,
@@ -264,8 +264,8 @@ impl Answering {
             // As anybody's, its next request is refused, until it is registered again.
             return Err(ErrorCode::FetchSessionIdNotFound);
         }
-        let now = Now {
-            now_ms: time::now_ms(),
+        let max = MaxLag {
+            now: time::monotonic(),
             lag_ms: context.node.settings.replica_lag_time_max_ms,
         };
         // By the newest image: a partition here may have lost the follower already, because
@@ -294,7 +294,7 @@ impl Answering {
                 log_start: wanted.log_start_offset,
                 news: &self.session.news,
             };
-            let (fetched, is_settled) = look_at(context, &wanted, follower, read, now);
+            let (fetched, is_settled) = look_at(context, &wanted, follower, read, max);
             self.looked.insert(
                 key,
                 Looked {
@@ -367,13 +367,13 @@ fn look_at(
     wanted: &Wanted,
     follower: Follower<'_>,
     read: Read,
-    now: Now,
+    max: MaxLag,
 ) -> (FetchedPartition, bool) {
     let partition = match find(context, wanted) {
         Ok(partition) => partition,
         Err(error) => return (refused(wanted, error), false),
     };
-    let (mut fetched, is_settled) = match partition.read_as_leader_of(follower, read, now) {
+    let (mut fetched, is_settled) = match partition.read_as_leader_of(follower, read, max) {
         Ok(answer) => {
             if answer.isr_change_due {
                 context.node.replication.isr_change_due(&partition);

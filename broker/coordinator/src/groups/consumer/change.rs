@@ -175,11 +175,9 @@ impl<'a> Change<'a> {
                 if before.version == cluster.version() {
                     continue;
                 }
-                if now_ms
-                    < before
-                        .timestamp_ms
-                        .saturating_add(SHORTEST_REGEX_REFRESH_MS)
-                {
+                // One from the future is from before the time of day was set back.
+                let since_ms = now_ms.saturating_sub(before.timestamp_ms);
+                if (0..SHORTEST_REGEX_REFRESH_MS).contains(&since_ms) {
                     is_current = false;
                     continue;
                 }

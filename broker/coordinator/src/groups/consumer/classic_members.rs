@@ -29,6 +29,7 @@ use crate::groups::{
     join::{Attempt, FIRST_VERSION_WITH_MEMBER_ID_REQUIRED},
     timers::Task,
 };
+use crate::time::Now;
 
 impl GroupShard {
     /// A JoinGroup to a consumer group that has members. `new_member_id` is the id of one
@@ -39,11 +40,10 @@ impl GroupShard {
         new_member_id: StrBytes,
         parked: Parked,
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) {
-        let response = match self.try_join(attempt, new_member_id, parked, cluster, now_ms, effects)
-        {
+        let response = match self.try_join(attempt, new_member_id, parked, cluster, now, effects) {
             Ok(response) => response,
             Err((member_id, error)) => api::join_refused(parked.api_version, member_id, error),
         };
@@ -56,7 +56,7 @@ impl GroupShard {
         new_member_id: StrBytes,
         parked: Parked,
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) -> Result<JoinGroupResponse, (StrBytes, ErrorCode)> {
         let has_no_id = attempt.member_id.is_empty();
@@ -129,7 +129,7 @@ impl GroupShard {
         if is_new || subscription != before.subscription {
             change.set_subscription(&member_id, Some(subscription));
         }
-        change.check_topics(is_new || reads_else, cluster, now_ms);
+        change.check_topics(is_new || reads_else, cluster, now.wall_ms);
         change.update_target(&self.config, cluster);
         let current = change.reconcile(&member_id, Some(&owned));
         let response = message!(JoinGroupResponse {
@@ -144,7 +144,7 @@ impl GroupShard {
             && change.group.members.len() <= self.config.max_size
         {
             change.set_current(&member_id, Some(current));
-            migration::turn_classic(change, false, cluster, now_ms).hand_over(effects);
+            migration::turn_classic(change, false, cluster, now.wall_ms).hand_over(effects);
             return Ok(response);
         }
         let done = Done::of(change);
@@ -154,8 +154,8 @@ impl GroupShard {
             .cancel(&ConsumerTimer::Rebalance.key(&id, &member_id));
         let session_ms = applicant.session_timeout_ms;
         let sync_ms = applicant.rebalance_timeout_ms;
-        self.arm(&id, &member_id, ConsumerTimer::Session, session_ms, now_ms);
-        self.arm(&id, &member_id, ConsumerTimer::Sync, sync_ms, now_ms);
+        self.arm(&id, &member_id, ConsumerTimer::Session, session_ms, now);
+        self.arm(&id, &member_id, ConsumerTimer::Sync, sync_ms, now);
         self.hand_over(done, effects);
         Ok(response)
     }
@@ -165,7 +165,7 @@ impl GroupShard {
         &mut self,
         request: &SyncGroupRequest,
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
     ) -> Result<SyncGroupResponse, ErrorCode> {
         let (id, group) = self
             .consumers
@@ -193,12 +193,12 @@ impl GroupShard {
         let (session_ms, rebalance_ms) = member.classic_times();
         let assignment = migration::assignment_bytes(&member.current.assigned, metadata, cluster);
         if must_join {
-            self.arm_join(&id, &member_id, rebalance_ms, now_ms);
+            self.arm_join(&id, &member_id, rebalance_ms, now);
             return Err(ErrorCode::RebalanceInProgress);
         }
         self.timers
             .cancel(&ConsumerTimer::Sync.key(&id, &member_id));
-        self.arm(&id, &member_id, ConsumerTimer::Session, session_ms, now_ms);
+        self.arm(&id, &member_id, ConsumerTimer::Session, session_ms, now);
         Ok(message!(SyncGroupResponse {
             protocol_type: request.protocol_type.clone(),
             protocol_name: request.protocol_name.clone(),
@@ -211,7 +211,7 @@ impl GroupShard {
     pub(in crate::groups) fn classic_heartbeat_to_consumer_group(
         &mut self,
         request: &HeartbeatRequest,
-        now_ms: i64,
+        now: Now,
     ) -> Result<(), ErrorCode> {
         let (id, group) = self
             .consumers
@@ -230,9 +230,9 @@ impl GroupShard {
             };
         let (session_ms, rebalance_ms) = member.classic_times();
         let (id, member_id) = (id.clone(), member_id.clone());
-        self.arm(&id, &member_id, ConsumerTimer::Session, session_ms, now_ms);
+        self.arm(&id, &member_id, ConsumerTimer::Session, session_ms, now);
         if must_join {
-            self.arm_join(&id, &member_id, rebalance_ms, now_ms);
+            self.arm_join(&id, &member_id, rebalance_ms, now);
             return Err(ErrorCode::RebalanceInProgress);
         }
         Ok(())
@@ -244,7 +244,7 @@ impl GroupShard {
         request: &LeaveGroupRequest,
         members: &[MemberIdentity],
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) -> Vec<Result<(), ErrorCode>> {
         let Some((id, group)) = self.consumers.get_key_value(&request.group_id) else {
@@ -260,7 +260,7 @@ impl GroupShard {
             results.push(left.map(|_| ()));
         }
         if results.iter().any(Result::is_ok) {
-            change.check_topics(true, cluster, now_ms);
+            change.check_topics(true, cluster, now.wall_ms);
         }
         let done = Done::of(change);
         self.hand_over(done, effects);
@@ -268,12 +268,14 @@ impl GroupShard {
     }
 
     /// The time to join again runs from the first time that the member is told so.
-    fn arm_join(&mut self, group: &StrBytes, member: &StrBytes, timeout_ms: i32, now_ms: i64) {
+    fn arm_join(&mut self, group: &StrBytes, member: &StrBytes, timeout_ms: i32, now: Now) {
         let key = ConsumerTimer::Join.key(group, member);
         if self.timers.deadline(&key).is_none() {
-            let deadline_ms = now_ms + i64::from(timeout_ms.max(0));
-            self.timers
-                .schedule(key, deadline_ms, Task::FenceMember { epoch: None });
+            self.timers.schedule(
+                key,
+                now.after(timeout_ms),
+                Task::FenceMember { epoch: None },
+            );
         }
     }
 }

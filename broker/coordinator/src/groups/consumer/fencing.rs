@@ -18,6 +18,7 @@ use crate::groups::{
     api::{Completion, Effects, Refused},
     timers::{Task, TimerKey},
 };
+use crate::time::Now;
 
 /// What a member of a consumer group has a time for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,7 +51,7 @@ impl GroupShard {
         &mut self,
         request: &ConsumerGroupHeartbeatRequest,
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) -> Result<ConsumerGroupHeartbeatResponse, Refused> {
         let Some(group) = self.consumers.get(&request.group_id) else {
@@ -99,7 +100,7 @@ impl GroupShard {
             self.hand_over(done, effects);
         } else {
             let group_id = request.group_id.clone();
-            self.fence_consumer_member(&group_id, &member_id, cluster, now_ms, effects);
+            self.fence_consumer_member(&group_id, &member_id, cluster, now, effects);
         }
         Ok(message!(ConsumerGroupHeartbeatResponse {
             member_id: Some(member_id),
@@ -114,7 +115,7 @@ impl GroupShard {
         group_id: &StrBytes,
         member_id: &StrBytes,
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) {
         let Some((id, group)) = self.consumers.get_key_value(group_id) else {
@@ -125,11 +126,11 @@ impl GroupShard {
         }
         if self.may_become_classic_without(group, member_id) {
             let id = id.clone();
-            return self.become_classic(&id, Some(member_id), cluster, now_ms, effects);
+            return self.become_classic(&id, Some(member_id), cluster, now, effects);
         }
         let mut change = Change::of(id, group);
         change.remove_member(member_id);
-        change.check_topics(true, cluster, now_ms);
+        change.check_topics(true, cluster, now.wall_ms);
         let done = Done::of(change);
         self.hand_over(done, effects);
     }
@@ -140,7 +141,7 @@ impl GroupShard {
         (group_id, member_id): (&StrBytes, &StrBytes),
         (timer, epoch): (ConsumerTimer, Option<i32>),
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) {
         let member = self
@@ -164,17 +165,17 @@ impl GroupShard {
             group: group_id.clone(),
             member: member_id.clone(),
         });
-        self.fence_consumer_member(group_id, member_id, cluster, now_ms, effects);
+        self.fence_consumer_member(group_id, member_id, cluster, now, effects);
     }
 
     pub(in crate::groups) fn rearm_consumer_session(
         &mut self,
         group: &StrBytes,
         member: &StrBytes,
-        now_ms: i64,
+        now: Now,
     ) {
         let timeout_ms = self.config.consumer.session_timeout_ms;
-        self.arm(group, member, ConsumerTimer::Session, timeout_ms, now_ms);
+        self.arm(group, member, ConsumerTimer::Session, timeout_ms, now);
     }
 
     /// The timers of a member that is no more.
@@ -189,11 +190,7 @@ impl GroupShard {
     }
 
     /// All records are in: members' times begin anew.
-    pub(in crate::groups) fn arm_loaded_consumers(
-        &mut self,
-        cluster: &dyn ClusterView,
-        now_ms: i64,
-    ) {
+    pub(in crate::groups) fn arm_loaded_consumers(&mut self, cluster: &dyn ClusterView, now: Now) {
         let mut due = Vec::new();
         for (id, group) in &self.consumers {
             let overrides = cluster.group_overrides(id);
@@ -215,9 +212,8 @@ impl GroupShard {
             }
         }
         for (key, timeout_ms, epoch) in due {
-            let deadline_ms = now_ms + i64::from(timeout_ms.max(0));
             self.timers
-                .schedule(key, deadline_ms, Task::FenceMember { epoch });
+                .schedule(key, now.after(timeout_ms), Task::FenceMember { epoch });
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::groups::{
     copied,
     timers::Task,
 };
+use crate::time::Now;
 use crate::{CoordinatorRecord, records::MAX_STRING_BYTES};
 
 /// From this version on, members make their ids themselves (KIP-1082).
@@ -40,16 +41,16 @@ impl GroupShard {
         context: &RequestContext,
         request: &ConsumerGroupHeartbeatRequest,
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) -> ConsumerGroupHeartbeatResponse {
         let answer =
             self.validate_heartbeat(context, request)
                 .and_then(|()| match request.member_epoch {
                     LEAVES | LEFT_FOR_A_WHILE => {
-                        self.leave_consumer_group(request, cluster, now_ms, effects)
+                        self.leave_consumer_group(request, cluster, now, effects)
                     }
-                    _ => self.join_or_beat(context, request, cluster, now_ms, effects),
+                    _ => self.join_or_beat(context, request, cluster, now, effects),
                 });
         answer.unwrap_or_else(|refused| {
             message!(ConsumerGroupHeartbeatResponse {
@@ -147,7 +148,7 @@ impl GroupShard {
         context: &RequestContext,
         request: &ConsumerGroupHeartbeatRequest,
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) -> Result<ConsumerGroupHeartbeatResponse, Refused> {
         let joins = request.member_epoch == JOINS;
@@ -188,7 +189,7 @@ impl GroupShard {
         if is_new || subscription != before.subscription {
             change.set_subscription(&member_id, Some(subscription.clone()));
         }
-        change.check_topics(is_new || reads_else || converts, cluster, now_ms);
+        change.check_topics(is_new || reads_else || converts, cluster, now.wall_ms);
         change.update_target(&self.config, cluster);
         let current = change.reconcile(&member_id, owned.as_ref());
         let overrides = cluster.group_overrides(&group_id);
@@ -207,23 +208,16 @@ impl GroupShard {
         });
         let done = Done::of(change);
         if converts {
-            self.convert_members(&group_id, now_ms, effects);
+            self.convert_members(&group_id, now, effects);
         }
         self.arm(
             &group_id,
             &member_id,
             ConsumerTimer::Session,
             session_timeout_ms,
-            now_ms,
+            now,
         );
-        self.arm_rebalance(
-            &group_id,
-            &member_id,
-            &before,
-            &current,
-            &subscription,
-            now_ms,
-        );
+        self.arm_rebalance(&group_id, &member_id, &before, &current, &subscription, now);
         self.hand_over(done, effects);
         Ok(response)
     }
@@ -249,11 +243,11 @@ impl GroupShard {
         member: &StrBytes,
         timer: ConsumerTimer,
         timeout_ms: i32,
-        now_ms: i64,
+        now: Now,
     ) {
         self.timers.schedule(
             timer.key(group, member),
-            now_ms + i64::from(timeout_ms.max(0)),
+            now.after(timeout_ms),
             Task::FenceMember { epoch: None },
         );
     }
@@ -267,17 +261,17 @@ impl GroupShard {
         before: &Member,
         current: &Current,
         subscription: &Subscription,
-        now_ms: i64,
+        now: Now,
     ) {
         if *current == before.current {
             return;
         }
         let key = ConsumerTimer::Rebalance.key(group, member);
         if current.state == MemberState::UnrevokedPartitions {
-            let deadline_ms = now_ms + i64::from(subscription.rebalance_timeout_ms.max(0));
+            let deadline = now.after(subscription.rebalance_timeout_ms);
             let epoch = Some(current.epoch);
             self.timers
-                .schedule(key, deadline_ms, Task::FenceMember { epoch });
+                .schedule(key, deadline, Task::FenceMember { epoch });
         } else {
             self.timers.cancel(&key);
         }

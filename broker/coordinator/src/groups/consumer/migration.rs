@@ -30,6 +30,7 @@ use crate::groups::{
     classic::{CONSUMER_PROTOCOL_TYPE, Group},
     records::{self, GroupMetadataValue, MemberMetadata},
 };
+use crate::time::Now;
 
 /// The versions of the formats inside JoinGroup and SyncGroup that are known.
 const NEWEST_EMBEDDED_VERSION: i16 = 3;
@@ -95,7 +96,7 @@ impl GroupShard {
 
     /// Whoever waits in a classic group that is about to be a consumer group joins again,
     /// and finds that. Who is not heard from within its session is gone.
-    pub(super) fn convert_members(&mut self, id: &StrBytes, now_ms: i64, effects: &mut Effects) {
+    pub(super) fn convert_members(&mut self, id: &StrBytes, now: Now, effects: &mut Effects) {
         let Some(classic) = self.groups.get_mut(id) else {
             return;
         };
@@ -114,7 +115,7 @@ impl GroupShard {
             }
         }
         for (member_id, session_ms) in sessions {
-            self.arm(id, &member_id, ConsumerTimer::Session, session_ms, now_ms);
+            self.arm(id, &member_id, ConsumerTimer::Session, session_ms, now);
         }
     }
 
@@ -142,7 +143,7 @@ impl GroupShard {
         id: &StrBytes,
         goes: Option<&StrBytes>,
         cluster: &dyn ClusterView,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) {
         let Some((id, group)) = self.consumers.get_key_value(id) else {
@@ -152,7 +153,7 @@ impl GroupShard {
         if let Some(member_id) = goes {
             change.remove_member(member_id);
         }
-        turn_classic(change, goes.is_some(), cluster, now_ms).hand_over(effects);
+        turn_classic(change, goes.is_some(), cluster, now.wall_ms).hand_over(effects);
     }
 }
 

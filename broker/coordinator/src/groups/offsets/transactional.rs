@@ -19,6 +19,7 @@ use crate::groups::{
     classic::Group,
 };
 use crate::records::MAX_STRING_BYTES;
+use crate::time::Now;
 
 impl GroupShard {
     /// Has the offsets written as part of the producer's transaction. That the
@@ -27,7 +28,7 @@ impl GroupShard {
     pub(in crate::groups) fn commit_transactional_offsets(
         &self,
         request: &TxnOffsetCommitRequest,
-        now_ms: i64,
+        now: Now,
         effects: &mut Effects,
     ) -> TxnOffsetCommitResponse {
         if let Err(error) = self.validate_transactional_commit(request) {
@@ -40,7 +41,7 @@ impl GroupShard {
                     offset: partition.committed_offset,
                     leader_epoch: partition.committed_leader_epoch,
                     metadata: partition.committed_metadata.as_ref(),
-                    commit_timestamp_ms: now_ms,
+                    commit_timestamp_ms: now.wall_ms,
                     expire_timestamp_ms: None,
                 };
                 let error = self
