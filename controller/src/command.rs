@@ -10,7 +10,7 @@ use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ProducerId, TopicId};
 
 use crate::{
     ControllerError,
-    controller::CALL_DEADLINE,
+    controller::CALL_TIMEOUT,
     decide::{
         ChangeSet, brokers,
         configs::{self, ConfigAlteration},
@@ -63,26 +63,32 @@ macro_rules! commands {
                 }
             }
 
-            /// The command as another process reads it.
-            pub(crate) fn to_json(&self, sender: &Sender) -> serde_json::Result<Vec<u8>> {
+            /// The command as another process reads it, which is to answer within `timeout`.
+            pub(crate) fn to_json(
+                &self,
+                sender: &Sender,
+                timeout: Duration,
+            ) -> serde_json::Result<Vec<u8>> {
                 let command = match self {
                     $( Self::$name(call) => InputForm::$name(&call.input), )+
                 };
-                serde_json::to_vec(&EnvelopeForm { sender, command })
+                let timeout_ms = u64::try_from(timeout.as_millis()).ok();
+                serde_json::to_vec(&EnvelopeForm { sender, timeout_ms, command })
             }
 
-            /// The command of another process, who that is, and the answer as that one
-            /// reads it.
+            /// The command of another process, and the answer as that one reads it.
             pub(crate) fn from_json(
                 json: &[u8],
-            ) -> serde_json::Result<(Sender, Self, oneshot::Receiver<Vec<u8>>)> {
-                let EnvelopeForm { sender, command } = serde_json::from_slice(json)?;
-                Ok(match command {
+            ) -> serde_json::Result<(Asked, oneshot::Receiver<Vec<u8>>)> {
+                let EnvelopeForm { sender, timeout_ms, command } = serde_json::from_slice(json)?;
+                let (command, answer) = match command {
                     $( OwnedInputForm::$name(input) => {
                         let (call, answer) = Call::answered_in_json(input);
-                        (sender, Self::$name(call), answer)
+                        (Self::$name(call), answer)
                     } )+
-                })
+                };
+                let timeout = timeout_ms.map_or(CALL_TIMEOUT, Duration::from_millis);
+                Ok((Asked::within(timeout.min(CALL_TIMEOUT), command, Some(sender)), answer))
             }
 
             /// Keeps the answer that another process gave, and returns the revision from
@@ -119,6 +125,9 @@ commands! {
 #[derive(Serialize, Deserialize)]
 struct EnvelopeForm<S, C> {
     sender: S,
+    /// Earlier versions do not say.
+    #[serde(default)]
+    timeout_ms: Option<u64>,
     command: C,
 }
 
@@ -128,6 +137,7 @@ pub(crate) struct Asked {
     /// The broker of another process; `None` for callers in this one.
     pub(crate) sender: Option<Sender>,
     pub(crate) give_up_at: Instant,
+    since: Instant,
 }
 
 /// The broker on whose behalf a command comes from another process.
@@ -351,6 +361,17 @@ impl Command {
 }
 
 impl Asked {
+    /// Begins to wait.
+    pub(crate) fn within(timeout: Duration, command: Command, sender: Option<Sender>) -> Self {
+        let since = Instant::now();
+        Self {
+            command,
+            sender,
+            give_up_at: since + timeout,
+            since,
+        }
+    }
+
     /// Whether the sender, if there is one, is a live broker that was let in.
     pub(crate) fn check_sender(&self, image: &ClusterImage) -> Result<(), ControllerError> {
         let Some(sender) = &self.sender else {
@@ -373,7 +394,12 @@ impl Asked {
 
     /// For how long it has been asked for.
     pub(crate) fn age(&self) -> Duration {
-        CALL_DEADLINE.saturating_sub(self.give_up_at.saturating_duration_since(Instant::now()))
+        self.since.elapsed()
+    }
+
+    /// Whether nobody waits for it any more.
+    pub(crate) fn is_late(&self) -> bool {
+        self.give_up_at <= Instant::now()
     }
 
     pub(crate) fn finish(self, outcome: Result<Revision, ControllerError>) {
@@ -384,5 +410,34 @@ impl Asked {
 impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_process_is_given_up_on_when_the_one_it_asks_for_gives_up_but_not_for_ever() {
+        let sender = Sender {
+            broker: BrokerId::new(1),
+            broker_epoch: BrokerEpoch::new(1),
+            incarnation: "life".to_owned(),
+        };
+        let (call, _) = Call::new(());
+        let command = Command::AllocateProducerIds(call);
+        for (timeout, expected) in [
+            (Duration::from_secs(3), Duration::from_secs(3)),
+            (Duration::from_hours(1), CALL_TIMEOUT),
+        ] {
+            let json = command.to_json(&sender, timeout).unwrap();
+            let before = Instant::now();
+            let (asked, _) = Command::from_json(&json).unwrap();
+            let waits = asked.give_up_at.duration_since(before);
+            assert!(waits >= expected && waits < expected + Duration::from_secs(1));
+        }
+        let earlier = r#"{"sender":{"broker":1,"broker_epoch":1,"incarnation":"life"},"command":{"AllocateProducerIds":null}}"#;
+        let (asked, _) = Command::from_json(earlier.as_bytes()).unwrap();
+        assert!(!asked.is_late(), "an earlier version does not say");
     }
 }

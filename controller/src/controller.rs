@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
-    time::Instant,
+    time::timeout_at,
 };
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, ProducerId, TopicId};
 
@@ -38,8 +38,17 @@ const REQUEST_QUEUE: usize = 1024;
 /// The most calls of this process that are not yet answered; callers beyond wait to enter.
 const CALLS: usize = 1024;
 
-/// How long a call tries to have a controller decide.
-pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a call waits for a controller's decision, if its caller does not say, and at
+/// most: calls are limited in number, and with a store that stays away those that wait for
+/// days would keep all others out.
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a call waits at least. The time-out of a Kafka client ends the wait for the
+/// controller's turn, and not the commit after it as it does here: so one that is shorter
+/// than a commit takes does no harm there and must do none here. One of 0 or less is from
+/// clients that mean not to wait until a topic is there, which Kafka 4 refuses without a
+/// look; they, too, are told what became of it.
+const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a controller is started with.
 #[derive(Clone, Debug)]
@@ -81,6 +90,8 @@ pub struct Controller {
     calls: Arc<Semaphore>,
     metrics: Arc<ControllerMetrics>,
     image: watch::Receiver<Arc<ClusterImage>>,
+    /// How long its calls wait.
+    timeout: Duration,
 }
 
 impl Controller {
@@ -109,7 +120,20 @@ impl Controller {
             calls: Arc::new(Semaphore::new(CALLS)),
             metrics,
             image,
+            timeout: CALL_TIMEOUT,
         })
+    }
+
+    /// The same controller for a client that wants its answer within `timeout_ms`: calls
+    /// wait for no longer, within bounds, and are then
+    /// [`TimedOut`](ControllerError::TimedOut), done or not.
+    #[must_use]
+    pub fn within(&self, timeout_ms: i32) -> Self {
+        let wanted = Duration::from_millis(u64::try_from(timeout_ms).unwrap_or(0));
+        Self {
+            timeout: wanted.clamp(SHORTEST_TIMEOUT, CALL_TIMEOUT),
+            ..self.clone()
+        }
     }
 
     /// The cluster as it is now.
@@ -294,18 +318,19 @@ impl Controller {
         command: impl FnOnce(Call<I, O>) -> Command,
         input: I,
     ) -> Result<O, ControllerError> {
-        let give_up_at = Instant::now() + CALL_DEADLINE;
-        // It is never closed.
-        let _permit = self.calls.acquire().await;
         let (call, answer) = Call::new(input);
-        self.send_command(Asked {
-            command: command(call),
-            sender: None,
-            give_up_at,
-        })
-        .await?;
-        let (_, answer) = answer.await.map_err(|_| ControllerError::Stopped)??;
-        Ok(answer)
+        let asked = Asked::within(self.timeout, command(call), None);
+        let give_up_at = asked.give_up_at;
+        let answered = async {
+            // It is never closed.
+            let _permit = self.calls.acquire().await;
+            self.send_command(asked).await?;
+            let (_, answer) = answer.await.map_err(|_| ControllerError::Stopped)??;
+            Ok(answer)
+        };
+        timeout_at(give_up_at, answered)
+            .await
+            .unwrap_or(Err(ControllerError::TimedOut))
     }
 
     pub(crate) async fn send_command(&self, asked: Asked) -> Result<(), ControllerError> {

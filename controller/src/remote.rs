@@ -126,11 +126,12 @@ impl Remote {
 
 impl Shared {
     async fn see_to(&self, mut asked: Asked, registered: Option<&str>) {
-        let carried = self.carry(&mut asked.command, registered);
-        match timeout_at(asked.give_up_at, carried).await {
+        let give_up_at = asked.give_up_at;
+        let carried = self.carry(&mut asked, registered);
+        match timeout_at(give_up_at, carried).await {
             Ok(Some(outcome)) => asked.finish(outcome),
             // This process is the controller, and has lost its session: it may be for long.
-            Ok(None) if Instant::now() >= asked.give_up_at => {
+            Ok(None) if asked.is_late() => {
                 asked.finish(Err(ControllerError::TimedOut));
             }
             Ok(None) => {
@@ -148,7 +149,7 @@ impl Shared {
     /// Tries until it is answered; `None` when it is this process that has to decide.
     async fn carry(
         &self,
-        command: &mut Command,
+        asked: &mut Asked,
         registered: Option<&str>,
     ) -> Option<Result<Revision, ControllerError>> {
         let mut images = self.images.clone();
@@ -165,7 +166,7 @@ impl Shared {
                     match connection {
                         None => Tried::NotDone,
                         Some(connection) => tokio::select! {
-                            tried = self.try_once(&connection, &sender, command) => tried,
+                            tried = self.try_once(&connection, &sender, asked) => tried,
                             () = deposed(self.images.clone(), epoch) => Tried::InDoubt,
                         },
                     }
@@ -173,7 +174,7 @@ impl Shared {
             };
             match tried {
                 Tried::Answered(outcome) => return Some(outcome),
-                Tried::InDoubt if !command.is_repeatable() => {
+                Tried::InDoubt if !asked.command.is_repeatable() => {
                     return Some(Err(ControllerError::TimedOut));
                 }
                 Tried::InDoubt | Tried::NotDone => {}
@@ -212,13 +213,8 @@ impl Shared {
         }
     }
 
-    async fn try_once(
-        &self,
-        connection: &Connection,
-        sender: &Sender,
-        command: &mut Command,
-    ) -> Tried {
-        match command {
+    async fn try_once(&self, connection: &Connection, sender: &Sender, asked: &mut Asked) -> Tried {
+        match &mut asked.command {
             Command::AlterPartitions(call) => {
                 let request = rpc::alter_partition(sender, &call.input);
                 let version = rpc::ALTER_PARTITION_VERSION;
@@ -250,7 +246,7 @@ impl Shared {
                     Err(error) => refused(error, true),
                 }
             }
-            _ => self.try_envelope(connection, sender, command).await,
+            _ => self.try_envelope(connection, sender, asked).await,
         }
     }
 
@@ -258,9 +254,11 @@ impl Shared {
         &self,
         connection: &Connection,
         sender: &Sender,
-        command: &mut Command,
+        asked: &mut Asked,
     ) -> Tried {
-        let request_data = match command.to_json(sender) {
+        let timeout = asked.give_up_at.saturating_duration_since(Instant::now());
+        let command = &mut asked.command;
+        let request_data = match command.to_json(sender, timeout) {
             Ok(json) => Bytes::from(json),
             Err(error) => {
                 let error = ControllerError::InvalidRequest(error.to_string());

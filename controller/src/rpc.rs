@@ -8,7 +8,7 @@
 //! answer is visible there.
 
 use bytes::Bytes;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 use yuxi_protocol::{
     codec::TaggedFields,
     error_code::ErrorCode,
@@ -25,7 +25,7 @@ use yuxi_protocol::{
 use crate::{
     Controller, ControllerError,
     command::{Asked, Call, Command, Sender},
-    controller::CALL_DEADLINE,
+    controller::CALL_TIMEOUT,
     decide::{
         isr::{IsrAnswers, IsrProposal, IsrProposals},
         producer_ids::ProducerIdBlock,
@@ -101,13 +101,13 @@ impl Controller {
 
     /// Answers Envelope (58) from a broker of another process.
     pub async fn answer_envelope(&self, request: &EnvelopeRequest) -> EnvelopeResponse {
-        let Ok((sender, command, answer)) = Command::from_json(&request.request_data) else {
+        let Ok((asked, answer)) = Command::from_json(&request.request_data) else {
             // Kafka's envelopes hold other bytes; whoever sends one is no broker of ours.
             return message!(EnvelopeResponse {
                 error_code: ErrorCode::ClusterAuthorizationFailed.code(),
             });
         };
-        let response_data = match self.ask(sender, command).await {
+        let response_data = match self.send_command(asked).await {
             Ok(()) => answer.await.ok().map(Bytes::from),
             Err(_) => None,
         };
@@ -128,17 +128,9 @@ impl Controller {
         input: I,
     ) -> Result<(Revision, O), ControllerError> {
         let (call, answer): (_, oneshot::Receiver<_>) = Call::new(input);
-        self.ask(sender, command(call)).await?;
+        self.send_command(Asked::within(CALL_TIMEOUT, command(call), Some(sender)))
+            .await?;
         answer.await.map_err(|_| ControllerError::Stopped)?
-    }
-
-    async fn ask(&self, sender: Sender, command: Command) -> Result<(), ControllerError> {
-        self.send_command(Asked {
-            command,
-            sender: Some(sender),
-            give_up_at: Instant::now() + CALL_DEADLINE,
-        })
-        .await
     }
 }
 

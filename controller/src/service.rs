@@ -590,6 +590,9 @@ impl<S: MetadataStore> Service<S> {
     }
 
     fn decide(&mut self, mut asked: Asked, attempts: u32) {
+        if asked.is_late() {
+            return asked.finish(Err(ControllerError::TimedOut));
+        }
         let image = self.following.image();
         let session = self.session.as_ref().filter(|session| session.is_alive());
         let seal = session.map(|session| self.candidate.seal(&image, session.id));

@@ -446,11 +446,7 @@ async fn a_call_to_a_controller_whose_store_stays_away_ends_in_time_and_is_not_m
     // By now it has lost its session, and the image still names it as the controller.
     tokio::time::sleep(ttl + ttl / 2).await;
     let (call, answer) = Call::new(());
-    let asked = Asked {
-        command: Command::AllocateProducerIds(call),
-        sender: None,
-        give_up_at: Instant::now() + RETRY_DELAY * 2,
-    };
+    let asked = Asked::within(RETRY_DELAY * 2, Command::AllocateProducerIds(call), None);
     controller.send_command(asked).await.unwrap();
     let answer = timeout(RETRY_DELAY * 10, answer).await.expect("in time");
     assert!(matches!(answer, Ok(Err(ControllerError::TimedOut))));
@@ -458,6 +454,63 @@ async fn a_call_to_a_controller_whose_store_stays_away_ends_in_time_and_is_not_m
     let next = timeout(DEADLINE, controller.allocate_producer_ids()).await;
     let next = next.expect("in time").unwrap();
     assert_eq!(next.first.value(), 0, "nobody was given the first ones");
+}
+
+#[tokio::test]
+async fn a_call_waits_as_long_as_its_client_wants_within_bounds() {
+    let ttl = Duration::from_secs(2);
+    let store = FaultyStore::new(&[]);
+    let controller = broker_for(&store, ttl).await;
+    store.is_away.store(true, Ordering::SeqCst);
+    // By now it has lost its session, and the image still names it as the controller.
+    tokio::time::sleep(ttl + ttl / 2).await;
+    for (timeout_ms, at_least_ms, at_most_ms) in
+        [(0, 1000, 2000), (i32::MIN, 1000, 2000), (2500, 2500, 4000)]
+    {
+        let asked = Instant::now();
+        let answers = controller
+            .within(timeout_ms)
+            .create_topics(vec![crate::processes::topic("t", 1, 1)], false)
+            .await;
+        assert_eq!(answers, [Err(ControllerError::TimedOut)]);
+        let waited = asked.elapsed().as_millis();
+        assert!(
+            (at_least_ms..at_most_ms).contains(&waited),
+            "{timeout_ms} ms: {waited} ms"
+        );
+    }
+    store.is_away.store(false, Ordering::SeqCst);
+    let next = timeout(DEADLINE, async {
+        while controller.image().topic("u").is_none() {
+            let _ = controller
+                .within(0)
+                .create_topics(vec![crate::processes::topic("u", 1, 1)], false)
+                .await;
+        }
+    });
+    next.await.expect("a time-out of 0 is enough");
+    assert!(controller.image().topic("t").is_none(), "it was given up");
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_any_more_is_not_done() {
+    let delay = RETRY_DELAY * 2;
+    let store = FaultyStore {
+        watch_delay: delay,
+        ..FaultyStore::new(&[])
+    };
+    let controller = broker(&store).await;
+    let (first, first_answer) = Call::new(());
+    let (late, late_answer) = Call::new(());
+    let calls = [(DEADLINE, first), (delay / 2, late)];
+    for (timeout, call) in calls {
+        let asked = Asked::within(timeout, Command::AllocateProducerIds(call), None);
+        controller.send_command(asked).await.unwrap();
+    }
+    // The image does not show the first for a while, and before that none is decided.
+    assert!(first_answer.await.unwrap().is_ok());
+    let late = late_answer.await.unwrap();
+    assert!(matches!(late, Err(ControllerError::TimedOut)));
 }
 
 /// A broker that loses the race for `key` to somebody who puts `value` there.

@@ -44,7 +44,8 @@ pub(super) async fn handle(
         partitions,
         allow_replication_factor_change: may_resize,
     };
-    let answers = node.controller.alter_reassignments(reassignments).await;
+    let controller = node.controller.within(request.timeout_ms);
+    let answers = controller.alter_reassignments(reassignments).await;
     node.caught_up().await;
     let mut answers = answers.into_iter();
     let responses = request

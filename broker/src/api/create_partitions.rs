@@ -35,6 +35,7 @@ pub(super) async fn handle(
     let node = &context.node;
     let grown = node
         .controller
+        .within(request.timeout_ms)
         .create_partitions(wanted, request.validate_only)
         .await;
     node.caught_up().await;

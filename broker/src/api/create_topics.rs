@@ -57,6 +57,7 @@ pub(super) async fn handle(context: Context, request: CreateTopicsRequest) -> Cr
     let names: Vec<String> = wanted.iter().map(|topic| topic.name.clone()).collect();
     let created = node
         .controller
+        .within(request.timeout_ms)
         .create_topics(wanted, request.validate_only)
         .await;
     node.caught_up().await;

@@ -32,7 +32,8 @@ pub(super) async fn handle(context: Context, request: DeleteTopicsRequest) -> De
     let node = &context.node;
     let deleted: Vec<Result<DeletedTopic, ControllerError>> = if node.settings.delete_topic_enable {
         let selectors = asked.iter().map(selector).collect();
-        let deleted = node.controller.delete_topics(selectors).await;
+        let controller = node.controller.within(request.timeout_ms);
+        let deleted = controller.delete_topics(selectors).await;
         node.caught_up().await;
         deleted
     } else {

@@ -36,6 +36,7 @@ pub(super) async fn handle(context: Context, request: ElectLeadersRequest) -> El
     let node = &context.node;
     let answers = node
         .controller
+        .within(request.timeout_ms)
         .elect_leaders(Elections { kind, partitions })
         .await;
     node.caught_up().await;

@@ -194,7 +194,7 @@ async fn a_member_learns_of_partitions_that_a_topic_gains_with_its_next_heartbea
                         assignments: None,
                     }
                 )],
-                timeout_ms: 1000,
+                timeout_ms: 10_000,
             }),
         )
         .await;

@@ -5,14 +5,23 @@ mod process;
 
 use self::process::Etcd;
 use crate::support::{Server, batch, soon, start_broker, wait_for};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use yuxi_broker::StartError;
 use yuxi_controller::{
     keys::ConfigScope,
     store::{EtcdOptions, EtcdStore, MetadataStore, Operation, Transaction},
 };
-use yuxi_protocol::{message, messages::MetadataRequest};
+use yuxi_protocol::{
+    error_code::ErrorCode,
+    message,
+    messages::{
+        self, MetadataRequest,
+        alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic},
+        create_partitions_request::CreatePartitionsTopic,
+        create_topics_request::CreatableTopic,
+    },
+};
 
 fn options(etcd: &Etcd, prefix: &str) -> EtcdOptions {
     EtcdOptions {
@@ -229,6 +238,70 @@ async fn a_broker_whose_etcd_is_away_waits_for_it_and_says_so_and_then_serves() 
     assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
     let stopped = soon("the shutdown", broker.expect("it starts").shutdown()).await;
     stopped.expect("a clean shutdown");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_a_controller_can_do_is_waited_for_as_long_as_the_client_says() {
+    const TIMEOUT_MS: i32 = 1500;
+    let mut etcd = Etcd::start(&[]);
+    let server = broker(&etcd, "/timeouts/", "1").await;
+    let mut client = server.client().await;
+    client.create_topic("t", 1, &[]).await;
+    etcd.kill();
+    // By then its session is over, and nobody decides anything.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let began = Instant::now();
+    let create = message!(messages::CreateTopicsRequest {
+        topics: vec![message!(CreatableTopic {
+            name: "u".into(),
+            num_partitions: 1,
+            replication_factor: 1,
+        })],
+        timeout_ms: TIMEOUT_MS,
+    });
+    let grow = message!(messages::CreatePartitionsRequest {
+        topics: vec![message!(CreatePartitionsTopic {
+            name: "t".into(),
+            count: 2,
+            assignments: None,
+        })],
+        timeout_ms: TIMEOUT_MS,
+    });
+    let elect = message!(messages::ElectLeadersRequest {
+        topic_partitions: None,
+        timeout_ms: TIMEOUT_MS,
+    });
+    let cancel = message!(messages::AlterPartitionReassignmentsRequest {
+        topics: vec![message!(ReassignableTopic {
+            name: "t".into(),
+            partitions: vec![message!(ReassignablePartition {
+                partition_index: 0,
+                replicas: None,
+            })],
+        })],
+        timeout_ms: TIMEOUT_MS,
+    });
+    let delete = message!(messages::DeleteTopicsRequest {
+        topic_names: vec!["t".into()],
+        timeout_ms: TIMEOUT_MS,
+    });
+    let cancelled = client.ask(0, &cancel).await;
+    let codes = [
+        client.ask(5, &create).await.topics[0].error_code,
+        client.ask(1, &grow).await.results[0].error_code,
+        client.ask(1, &elect).await.error_code,
+        cancelled.responses[0].partitions[0].error_code,
+        client.ask(5, &delete).await.responses[0].error_code,
+    ];
+    assert_eq!(codes, [ErrorCode::RequestTimedOut.code(); 5]);
+    // Each of them; without their saying so it is 15 seconds.
+    assert!(began.elapsed() >= Duration::from_millis(5 * 1500));
+    assert!(began.elapsed() < Duration::from_secs(15), "{began:?}");
+    let list = message!(messages::ListPartitionReassignmentsRequest {
+        timeout_ms: TIMEOUT_MS,
+        topics: None,
+    });
+    assert_eq!(client.ask(0, &list).await.error_code, 0, "anybody knows");
 }
 
 /// An answer of an admin listener, if there is one there.

@@ -97,7 +97,7 @@ async fn the_offsets_of_a_deleted_topic_go_with_it() {
             5,
             &message!(messages::DeleteTopicsRequest {
                 topic_names: vec!["goes".into()],
-                timeout_ms: 1000,
+                timeout_ms: 10_000,
             }),
         )
         .await;

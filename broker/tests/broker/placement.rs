@@ -34,7 +34,7 @@ async fn reassignments(table: &mut Table) {
         .row(
             |version| {
                 let mut request = message!(AlterPartitionReassignmentsRequest {
-                    timeout_ms: 1000,
+                    timeout_ms: 10_000,
                     topics: cases
                         .map(|(name, partition_index, replicas, _)| {
                             let replicas = replicas.map(<[i32]>::to_vec);
@@ -68,7 +68,7 @@ async fn reassignments(table: &mut Table) {
             .row(
                 |_| {
                     message!(ListPartitionReassignmentsRequest {
-                        timeout_ms: 1000,
+                        timeout_ms: 10_000,
                         topics: topics.map(|name| vec![message!(
                             ListPartitionReassignmentsTopics {
                                 name: name.into(),
@@ -93,7 +93,7 @@ async fn elections(table: &mut Table) {
                             topic: TOPIC.into(),
                             partitions: vec![0, 9],
                         })]),
-                        timeout_ms: 1000,
+                        timeout_ms: 10_000,
                     });
                     if version >= 1 {
                         request.election_type = election_type;
@@ -119,7 +119,7 @@ async fn elections(table: &mut Table) {
             |_| {
                 message!(ElectLeadersRequest {
                     topic_partitions: None,
-                    timeout_ms: 1000,
+                    timeout_ms: 10_000,
                 })
             },
             |_, answer| {
