@@ -17,6 +17,7 @@ use tokio::{
 use yuxi_protocol::ids::{BrokerId, ControllerEpoch};
 
 use crate::{
+    complaints::Complaints,
     image::ClusterImage,
     keys::{Address, ControllerValue, Key, print_value},
     store::{Guard, MetadataStore, Operation, Revision, SessionId, StoreError, Transaction},
@@ -155,6 +156,7 @@ async fn keep(
     state: &watch::Sender<SessionState>,
 ) {
     let mut pause = ttl / KEEPS_PER_TTL;
+    let mut complaints = Complaints::default();
     loop {
         sleep(pause).await;
         let asked = Instant::now();
@@ -162,6 +164,9 @@ async fn keep(
             Ok(()) => {
                 state.send_replace(SessionState::Alive(asked + ttl));
                 pause = ttl / KEEPS_PER_TTL;
+                if complaints.is_over() {
+                    tracing::info!(session = %id, "the session is kept again");
+                }
             }
             Err(StoreError::SessionLost) => {
                 tracing::warn!(session = %id, "the metadata session has ended");
@@ -170,7 +175,9 @@ async fn keep(
             }
             // The next turn tries again; until then the clock runs on.
             Err(error) => {
-                tracing::warn!(session = %id, %error, "the session was not kept");
+                if complaints.is_worth_saying(&error, Instant::now()) {
+                    tracing::warn!(session = %id, %error, "the session was not kept");
+                }
                 pause = ttl / KEEPS_PER_TTL / KEEPS_PER_TTL;
             }
         }

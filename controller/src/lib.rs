@@ -9,6 +9,7 @@
 
 pub mod admin;
 mod command;
+mod complaints;
 mod controller;
 pub mod daemon;
 pub mod decide;

@@ -35,6 +35,7 @@ use tokio::{
 use crate::{
     Campaign, ControllerError, ControllerOptions,
     command::Asked,
+    complaints::Complaints,
     decide::{brokers, topics::random_topic_id},
     election::{Candidate, Seal, Session},
     image::ClusterImage,
@@ -60,11 +61,6 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// How often one transaction is tried when its outcome is unknown or a guard failed.
 const MAX_ATTEMPTS: u32 = 3;
-
-/// How often to say that the store goes on failing in one way, and how often in ever other
-/// ways, as when several endpoints are away and tried in turns.
-const COMPLAINT: Duration = Duration::from_secs(10);
-const OTHER_COMPLAINT: Duration = Duration::from_secs(1);
 
 /// How long a loop that ends waits for the last call to the store.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
@@ -130,7 +126,7 @@ pub(crate) async fn start<S: MetadataStore>(
         running: None,
         unseen: VecDeque::new(),
         trouble: None,
-        complained: None,
+        complaints: Complaints::default(),
         found: Some(found),
         metrics,
     };
@@ -167,8 +163,8 @@ struct Service<S> {
     unseen: VecDeque<(Revision, Asked)>,
     /// What went wrong last, and until when to let it rest.
     trouble: Option<(Instant, ControllerError)>,
-    /// What was last said to be wrong, and when.
-    complained: Option<(Instant, ControllerError)>,
+    /// What was last said of the store.
+    complaints: Complaints<ControllerError>,
     /// Who waits for a cluster hears here that there will be none.
     found: Option<oneshot::Sender<ControllerError>>,
     metrics: Arc<ControllerMetrics>,
@@ -502,9 +498,8 @@ impl<S: MetadataStore> Service<S> {
     /// Lets the store rest after an error; until then requests are refused with it.
     fn rest(&mut self, error: ControllerError) {
         let now = Instant::now();
-        if is_worth_saying(&error, now, self.complained.as_ref()) {
+        if self.complaints.is_worth_saying(&error, now) {
             tracing::error!(%error, "the metadata store failed");
-            self.complained = Some((now, error.clone()));
         }
         self.metrics.store_failed();
         if matches!(error, ControllerError::Store(StoreError::Denied(_)))
@@ -660,23 +655,6 @@ fn found_cluster(cluster_id: &str) -> Transaction {
             session: None,
         }],
     }
-}
-
-/// Whether an error is to be said, though another may have been just before: what fails is
-/// tried again several times a second, and a store may be away for hours.
-fn is_worth_saying(
-    error: &ControllerError,
-    now: Instant,
-    last: Option<&(Instant, ControllerError)>,
-) -> bool {
-    last.is_none_or(|(at, said)| {
-        let rest = if error == said {
-            COMPLAINT
-        } else {
-            OTHER_COMPLAINT
-        };
-        now >= *at + rest
-    })
 }
 
 async fn or_never<F: Future>(future: Option<F>) -> F::Output {

@@ -381,17 +381,38 @@ async fn a_start_ends_where_the_store_can_be_read_and_a_cluster_may_not_be_found
     assert_eq!(error, Some(ControllerError::Store(denied)));
 }
 
-#[test]
-fn what_goes_on_failing_is_said_at_intervals() {
-    let denied = |why: &str| ControllerError::Store(StoreError::Denied(why.to_owned()));
-    let now = Instant::now();
-    let said = (now, denied("one"));
-    let is_said = |why, after| is_worth_saying(&denied(why), now + after, Some(&said));
-    assert!(is_worth_saying(&denied("one"), now, None));
-    assert!(!is_said("one", RETRY_DELAY) && !is_said("one", OTHER_COMPLAINT));
-    assert!(is_said("one", COMPLAINT));
-    assert!(!is_said("another", RETRY_DELAY));
-    assert!(is_said("another", OTHER_COMPLAINT));
+#[tokio::test]
+async fn that_a_session_is_not_kept_is_said_when_it_begins_and_when_it_is_over() {
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&said);
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || Said(Arc::clone(&log)))
+        .finish();
+    let _said_there = tracing::subscriber::set_default(subscriber);
+    let store = FaultyStore::new(&[]);
+    let ttl = Duration::from_millis(1600);
+    let _session = Session::open(&store, ttl).await.unwrap();
+    store.is_away.store(true, Ordering::SeqCst);
+    // It is kept at a quarter of its life, then tried at every sixteenth.
+    tokio::time::sleep(ttl * 5 / 8).await;
+    store.is_away.store(false, Ordering::SeqCst);
+    tokio::time::sleep(ttl / 4).await;
+    let said = String::from_utf8(said.lock().unwrap().clone()).unwrap();
+    assert_eq!(said.matches("was not kept").count(), 1, "{said}");
+    assert_eq!(said.matches("is kept again").count(), 1, "{said}");
+}
+
+/// Where log lines of a test go.
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[tokio::test]
