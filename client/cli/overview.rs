@@ -6,7 +6,8 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use yuxi_client::admin::{ClusterDescription, ConfigResource, PartitionDescription};
+use yuxi_client::admin::{ClusterDescription, PartitionDescription};
+use yuxi_client::protocol::error_code::ErrorCode;
 use yuxi_client::protocol::ids::BrokerId;
 use yuxi_client::{Admin, Error};
 
@@ -299,17 +300,23 @@ async fn min_isr<'a>(
     partitions: &'a [PartitionDescription],
 ) -> Result<BTreeMap<&'a str, usize>, Error> {
     let name = "min.insync.replicas";
+    let short = partitions.iter().filter(|p| p.isr.len() < p.replicas.len());
+    let topics: BTreeSet<&str> = short.map(|p| &*p.partition.topic).collect();
+    if topics.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let topics: Vec<&str> = topics.into_iter().collect();
+    let configs = admin
+        .describe_topic_configs(&topics, Some(&[name.to_owned()]))
+        .await?;
     let mut of_topics = BTreeMap::new();
-    for partition in partitions.iter().filter(|p| p.isr.len() < p.replicas.len()) {
-        let topic = &*partition.partition.topic;
-        if of_topics.contains_key(topic) {
-            continue;
-        }
-        let resource = ConfigResource::Topic(topic.to_owned());
-        let configs = admin
-            .describe_configs(&resource, Some(&[name.to_owned()]))
-            .await?;
-        let value = configs.into_iter().find(|entry| entry.name == name);
+    for (topic, configs) in topics.into_iter().zip(configs) {
+        let value = match configs {
+            Ok(configs) => configs.into_iter().find(|entry| entry.name == name),
+            // It was deleted a moment ago.
+            Err(error) if error.code() == Some(ErrorCode::UnknownTopicOrPartition) => None,
+            Err(error) => return Err(error),
+        };
         let value = value.and_then(|entry| entry.value?.parse().ok());
         of_topics.insert(topic, value.unwrap_or(1));
     }

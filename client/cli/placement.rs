@@ -80,6 +80,11 @@ pub(crate) async fn reassign(admin: &Admin, args: Reassign, format: OutputFormat
         let none = Some(ErrorCode::NoReassignmentInProgress);
         answers
             .retain(|_, answer| answer.as_ref().err().and_then(yuxi_client::Error::code) != none);
+        if answers.is_empty() && format == OutputFormat::Table {
+            return line(&format!(
+                "nothing to cancel: no partition of '{topic}' is being reassigned"
+            ));
+        }
     }
     report(
         &answers,

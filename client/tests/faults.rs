@@ -370,6 +370,32 @@ async fn a_partition_that_does_not_exist_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn the_settings_of_many_topics_are_asked_for_in_one_call() {
+    let cluster = FakeCluster::start(1, 1).await;
+    cluster.state().other_topics = vec!["a".to_owned(), "b".to_owned()];
+    let connected = Cluster::connect(config(&cluster, &[])).await;
+    let admin = Admin::new(connected.expect("a cluster"));
+    let answers = admin
+        .describe_topic_configs(&["b", "gone", "a"], None)
+        .await
+        .expect("an answer");
+    let told: Vec<_> = answers
+        .into_iter()
+        .map(|answer| match answer {
+            Ok(entries) => Ok(entries
+                .into_iter()
+                .filter_map(|entry| entry.value)
+                .collect()),
+            Err(error) => Err(error.code()),
+        })
+        .collect();
+    let value = |topic: &str| Ok(vec![topic.to_owned()]);
+    let unknown = Err(Some(ErrorCode::UnknownTopicOrPartition));
+    assert_eq!(told, [value("b"), unknown, value("a")]);
+    assert_eq!(cluster.state().describe_configs_requests, 1);
+}
+
+#[tokio::test]
 async fn no_broker_at_all_is_said_with_the_address_and_the_remedy() {
     let mut settings = ClientConfig::new("127.0.0.1:1").expect("an address");
     settings.set("reconnect.backoff.ms", "1").expect("valid");

@@ -164,6 +164,14 @@ def test_a_transaction_that_may_not_last_so_long_is_refused_and_not_tried_for_ev
     assert status == 1 and "INVALID_TRANSACTION_TIMEOUT" in told, told
 
 
+def test_that_there_is_nothing_to_cancel_is_said(broker, topic):
+    told, status = words(broker, "topic", "reassign", topic, "--cancel")
+    assert "nothing to cancel" in told and status == 0
+    # Whoever names a partition is told that it is not the case there.
+    told, status = words(broker, "topic", "reassign", topic, "-p", "0", "--cancel")
+    assert "NO_REASSIGNMENT_IN_PROGRESS" in told and status == 1
+
+
 def test_an_election_that_is_not_needed_is_said_not_to_be(broker, topic):
     told, status = words(broker, "topic", "elect", topic)
     assert "nothing to elect" in told and status == 0

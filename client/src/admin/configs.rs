@@ -1,10 +1,12 @@
 //! Configurations of topics and brokers.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use yuxi_protocol::ids::BrokerId;
 use yuxi_protocol::message;
 use yuxi_protocol::messages::describe_configs_request::DescribeConfigsResource;
+use yuxi_protocol::messages::describe_configs_response::DescribeConfigsResult;
 use yuxi_protocol::messages::incremental_alter_configs_request::{
     AlterConfigsResource, AlterableConfig,
 };
@@ -141,42 +143,22 @@ impl Admin {
         resource: &ConfigResource,
         names: Option<&[String]>,
     ) -> Result<Vec<ConfigEntry>> {
-        let answer: DescribeConfigsResponse = self
-            .config_target(resource)
-            .await?
-            .call(|version| {
-                let mut one = DescribeConfigsResource::default();
-                one.resource_type = resource.kind();
-                one.resource_name = resource.name().into();
-                one.configuration_keys =
-                    names.map(|names| names.iter().map(|name| name.as_str().into()).collect());
-                message!(DescribeConfigsRequest {
-                    include_documentation: version.value() >= 3,
-                    resources: vec![one]
-                })
-            })
-            .await?;
-        let result = answer
-            .results
-            .into_iter()
-            .next()
-            .ok_or_else(|| missing(resource))?;
-        check(result.error_code, result.error_message.as_deref(), || {
-            format!("configuration of {resource}")
-        })?;
-        let mut entries: Vec<ConfigEntry> = result
-            .configs
-            .iter()
-            .map(|entry| ConfigEntry {
-                name: entry.name.to_string(),
-                value: entry.value.as_ref().map(ToString::to_string),
-                source: ConfigSource::from_wire(entry.config_source),
-                read_only: entry.read_only,
-                documentation: entry.documentation.as_ref().map(ToString::to_string),
-            })
-            .collect();
-        entries.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(entries)
+        let target = self.config_target(resource).await?;
+        let resources = std::slice::from_ref(resource);
+        let mut described = describe(&target, resources, names).await?;
+        described.pop().ok_or_else(|| missing(resource))?
+    }
+
+    /// All settings of topics, or those named, asked for in one call; in the order of the
+    /// topics.
+    pub async fn describe_topic_configs(
+        &self,
+        topics: &[&str],
+        names: Option<&[String]>,
+    ) -> Result<Vec<Result<Vec<ConfigEntry>>>> {
+        let topic = |name: &&str| ConfigResource::Topic((*name).to_owned());
+        let resources: Vec<ConfigResource> = topics.iter().map(topic).collect();
+        describe(&self.cluster.any().await?, &resources, names).await
     }
 
     /// Changes settings of a resource, all or none.
@@ -215,6 +197,60 @@ impl Admin {
             }
         }
     }
+}
+
+/// One answer for each of `resources`, in their order.
+async fn describe(
+    target: &Connection,
+    resources: &[ConfigResource],
+    names: Option<&[String]>,
+) -> Result<Vec<Result<Vec<ConfigEntry>>>> {
+    let answer: DescribeConfigsResponse = target
+        .call(|version| {
+            let asked = |resource: &ConfigResource| {
+                let mut one = DescribeConfigsResource::default();
+                one.resource_type = resource.kind();
+                one.resource_name = resource.name().into();
+                one.configuration_keys =
+                    names.map(|names| names.iter().map(|name| name.as_str().into()).collect());
+                one
+            };
+            message!(DescribeConfigsRequest {
+                include_documentation: version.value() >= 3,
+                resources: resources.iter().map(asked).collect()
+            })
+        })
+        .await?;
+    let told: HashMap<(i8, &str), &DescribeConfigsResult> = answer
+        .results
+        .iter()
+        .map(|one| ((one.resource_type, one.resource_name.as_str()), one))
+        .collect();
+    let answered = |resource: &ConfigResource| {
+        let name = resource.name();
+        let found = told.get(&(resource.kind(), name.as_str()));
+        entries(resource, found.ok_or_else(|| missing(resource))?)
+    };
+    Ok(resources.iter().map(answered).collect())
+}
+
+fn entries(resource: &ConfigResource, told: &DescribeConfigsResult) -> Result<Vec<ConfigEntry>> {
+    check(told.error_code, told.error_message.as_deref(), || {
+        format!("configuration of {resource}")
+    })?;
+    let mut entries: Vec<ConfigEntry> = told
+        .configs
+        .iter()
+        .map(|entry| ConfigEntry {
+            name: entry.name.to_string(),
+            value: entry.value.as_ref().map(ToString::to_string),
+            source: ConfigSource::from_wire(entry.config_source),
+            read_only: entry.read_only,
+            documentation: entry.documentation.as_ref().map(ToString::to_string),
+        })
+        .collect();
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
 }
 
 fn alterable(change: &ConfigOp) -> AlterableConfig {

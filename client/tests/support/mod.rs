@@ -24,6 +24,9 @@ use yuxi_client::protocol::messages::api_versions_response::{
     ApiVersion as OfferedApi, FinalizedFeatureKey,
 };
 use yuxi_client::protocol::messages::create_topics_response::CreatableTopicResult;
+use yuxi_client::protocol::messages::describe_configs_response::{
+    DescribeConfigsResourceResult, DescribeConfigsResult,
+};
 use yuxi_client::protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
 use yuxi_client::protocol::messages::list_offsets_response::{
     ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
@@ -38,9 +41,10 @@ use yuxi_client::protocol::messages::produce_response::{
     PartitionProduceResponse, TopicProduceResponse,
 };
 use yuxi_client::protocol::messages::{
-    ApiVersionsResponse, CreateTopicsRequest, CreateTopicsResponse, FetchRequest, FetchResponse,
-    KafkaResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataResponse,
-    OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse, ProduceRequest, ProduceResponse,
+    ApiVersionsResponse, CreateTopicsRequest, CreateTopicsResponse, DescribeConfigsRequest,
+    DescribeConfigsResponse, FetchRequest, FetchResponse, KafkaResponse, ListOffsetsRequest,
+    ListOffsetsResponse, MetadataResponse, OffsetForLeaderEpochRequest,
+    OffsetForLeaderEpochResponse, ProduceRequest, ProduceResponse,
 };
 use yuxi_client::protocol::record::batch::advance_sequence;
 use yuxi_client::protocol::record::{BatchHeader, BatchView, batches};
@@ -97,6 +101,7 @@ pub(crate) struct State {
     pub(crate) api_versions_seen: Vec<i16>,
     pub(crate) produce_requests: usize,
     pub(crate) metadata_requests: usize,
+    pub(crate) describe_configs_requests: usize,
     /// Nodes that accept connections and answer nothing, as a stopped process does.
     pub(crate) silent: HashSet<usize>,
     /// Nodes that the cluster knows to be dead.
@@ -241,6 +246,7 @@ fn answer(head: &RequestHead, body: Bytes, node: usize, cluster: &FakeCluster) -
         22 | 24..=28 => transactions::answer(head, body, &mut state),
         68 => heartbeats::answer(head, body, &mut state),
         23 => frame(head, &epoch_ends(head, body, &state)),
+        32 => describe_configs(head, body, &mut state),
         other => panic!("the fake broker does not know API {other}"),
     }
 }
@@ -264,6 +270,7 @@ fn api_versions(head: &RequestHead, state: &mut State) -> Answer {
         (19, 7),
         (22, 4),
         (23, 4),
+        (32, 4),
         heartbeats::api(&state.members),
     ];
     let apis = apis.into_iter().chain(group::APIS);
@@ -294,6 +301,35 @@ fn api_versions(head: &RequestHead, state: &mut State) -> Answer {
             ..head.clone()
         };
         return frame(&head, &answer);
+    }
+    frame(head, &answer)
+}
+
+/// Each topic's name is the value of its one setting; those not in `other_topics` do not exist.
+/// The answer is in an order of its own.
+fn describe_configs(head: &RequestHead, body: Bytes, state: &mut State) -> Answer {
+    state.describe_configs_requests += 1;
+    let request: DescribeConfigsRequest = head
+        .decode_body(body, request_limits(FRAME_LIMIT))
+        .expect("well-formed");
+    let mut answer = DescribeConfigsResponse::default();
+    for asked in request.resources.iter().rev() {
+        let mut result = DescribeConfigsResult::default();
+        result.resource_type = asked.resource_type;
+        result.resource_name = asked.resource_name.clone();
+        if state
+            .other_topics
+            .iter()
+            .any(|known| **known == *asked.resource_name)
+        {
+            let mut entry = DescribeConfigsResourceResult::default();
+            entry.name = "min.insync.replicas".into();
+            entry.value = Some(asked.resource_name.clone());
+            result.configs.push(entry);
+        } else {
+            result.error_code = ErrorCode::UnknownTopicOrPartition.code();
+        }
+        answer.results.push(result);
     }
     frame(head, &answer)
 }
