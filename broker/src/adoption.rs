@@ -2,7 +2,8 @@
 //!
 //! On the first start on a directory that another broker wrote (Kafka's own, say), its
 //! topics are taken over under their ids, with everything in them, and the numbers of their
-//! producers are not given out again. Later, such a
+//! producers are not given out again. That is finished by a later start if the first ends
+//! before it is ([`yuxi_log::AdoptionMark`]). Later, such a
 //! directory may be all that is left of a topic that the store has lost, or was put there by hand:
 //! it is renamed as Kafka does, `…-stray`, so that a new topic of the name can be made, and
 //! its files are left to the operator. What is known to have been deleted is gone by then
@@ -28,12 +29,16 @@ pub(crate) async fn settle_strays(node: &Arc<Node>, adopt: bool) -> Result<(), S
         .into_iter()
         .filter(|stored| &*stored.partition.topic != KAFKA_METADATA)
         .collect();
-    if strays.is_empty() {
-        return Ok(());
+    if adopt {
+        take_over(node, strays).await
+    } else {
+        node.replicas.set_aside(&strays)
     }
-    if !adopt {
-        return node.replicas.set_aside(&strays);
-    }
+}
+
+/// May be called again if it came to nothing or half-way: those that were taken over already
+/// are no strays any more.
+async fn take_over(node: &Arc<Node>, strays: Vec<StoredPartition>) -> Result<(), StartError> {
     let found = tokio::task::spawn_blocking({
         let node = Arc::clone(node);
         move || find_topics(&node, strays)
@@ -41,7 +46,11 @@ pub(crate) async fn settle_strays(node: &Arc<Node>, adopt: bool) -> Result<(), S
     .await
     .map_err(|error| StartError::Adoption(error.to_string()))??;
     let count = found.len();
-    for created in node.controller.create_topics(found, false).await {
+    let created = match count {
+        0 => Vec::new(),
+        _ => node.controller.create_topics(found, false).await,
+    };
+    for created in created {
         let created = created.map_err(|error| StartError::Adoption(error.to_string()))?;
         tracing::info!(topic = created.name, id = %created.id, "a topic was taken over");
     }
@@ -50,10 +59,12 @@ pub(crate) async fn settle_strays(node: &Arc<Node>, adopt: bool) -> Result<(), S
         let passed_over = node.producer_ids.pass_over(node, last).await;
         passed_over.map_err(|error| StartError::Adoption(error.to_string()))?;
     }
-    tracing::info!(
-        topics = count,
-        "the data directory of another broker was taken over"
-    );
+    if count > 0 {
+        tracing::info!(
+            topics = count,
+            "the data directory of another broker was taken over"
+        );
+    }
     Ok(())
 }
 

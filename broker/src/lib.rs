@@ -59,7 +59,7 @@ use yuxi_controller::{
     settings::{HostPort, Listener, ServerSettings},
     store::{EmbeddedStore, EtcdOptions, EtcdStore, MetadataStore, StoreError},
 };
-use yuxi_log::{CleanShutdown, Incarnations, LogDir, LogDirError, MetaProperties};
+use yuxi_log::{AdoptionMark, CleanShutdown, Incarnations, LogDir, LogDirError, MetaProperties};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, TopicId};
 
 /// A session of the embedded store lives and dies with this process, so it is only made
@@ -200,10 +200,14 @@ impl Broker {
             return Box::pin(Self::run(opened, store, StoreKind::Shared)).await;
         }
         let store = EmbeddedStore::open(opened.directory.path())?;
-        let adopt = store.read("").await?.entries.is_empty();
-        if adopt {
+        let mark = AdoptionMark::new(opened.directory.path());
+        let unmarked = mark_error(opened.directory.path());
+        if store.read("").await?.entries.is_empty() {
             check_owner(opened.directory.path(), opened.stored.as_ref())?;
+            // The next start, should this one get no further, finds a store that is not empty.
+            mark.write().map_err(&unmarked)?;
         }
+        let adopt = mark.is_there().map_err(unmarked)?;
         Box::pin(Self::run(opened, store, StoreKind::Private { adopt })).await
     }
 
@@ -366,6 +370,11 @@ impl Broker {
         background.push(tokio::spawn(deletions::confirm(Arc::clone(&node))));
         node.applied(image.revision()).await;
         adoption::settle_strays(&node, kind.adopts()).await?;
+        if kind.adopts() {
+            let directory = node.settings.data_dir();
+            let mark = AdoptionMark::new(directory);
+            mark.remove().map_err(mark_error(directory))?;
+        }
         background.extend(Maintenance::start(&node));
         let cleaner = cleaner::start(&node);
         let proposing = Arc::clone(&node);
@@ -525,7 +534,8 @@ impl Opened {
 enum StoreKind {
     /// This broker's alone: it is the whole cluster.
     Private {
-        /// The store is new, so topics that are in the directory become the cluster's.
+        /// Topics that are in the directory become the cluster's: the store is new, or was
+        /// when a start began that did not come so far.
         adopt: bool,
     },
     /// A cluster's.
@@ -588,6 +598,15 @@ fn check_owner(directory: &Path, stored: Option<&MetaProperties>) -> Result<(), 
             cluster_id: stored.cluster_id.clone(),
         }),
         _ => Ok(()),
+    }
+}
+
+/// Why the mark of an adoption in `directory` could not be read or changed.
+fn mark_error(directory: &Path) -> impl Fn(io::Error) -> StartError {
+    let path = directory.join(AdoptionMark::FILE_NAME);
+    move |error| StartError::File {
+        path: path.clone(),
+        error,
     }
 }
 

@@ -157,10 +157,49 @@ impl CleanShutdown {
     /// Removes the file, durably: from now on a stop is unclean. Before the first log is
     /// written to.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_file(&self.path) {
-            Ok(()) => file_io::sync_dir(self.path.parent().unwrap_or(Path::new("."))),
-            Err(error) => file_io::allow_missing(Err(error)),
+        remove_durably(&self.path)
+    }
+}
+
+fn remove_durably(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => file_io::sync_dir(path.parent().unwrap_or(Path::new("."))),
+        Err(error) => file_io::allow_missing(Err(error)),
+    }
+}
+
+/// The file that says that the topics found in the directory are the cluster's, and are to be
+/// taken over. It is there from before the cluster is founded until they all are, so that a
+/// start that ends in between leaves the rest to the next one. Only ours, and empty.
+#[derive(Clone, Debug)]
+pub struct AdoptionMark {
+    path: PathBuf,
+}
+
+impl AdoptionMark {
+    /// The file's name.
+    pub const FILE_NAME: &'static str = "adoption-not-finished";
+
+    /// The file in `log_dir`, which need not exist.
+    pub fn new(log_dir: &Path) -> Self {
+        Self {
+            path: log_dir.join(Self::FILE_NAME),
         }
+    }
+
+    /// Writes the file, durably.
+    pub fn write(&self) -> io::Result<()> {
+        file_io::replace(&self.path, b"", true)
+    }
+
+    /// Whether the file is there.
+    pub fn is_there(&self) -> io::Result<bool> {
+        self.path.try_exists()
+    }
+
+    /// Removes the file, durably.
+    pub fn remove(&self) -> io::Result<()> {
+        remove_durably(&self.path)
     }
 }
 

@@ -38,7 +38,7 @@ mod txn_index;
 mod tests;
 
 pub use checkpoint::{
-    CleanShutdown, Incarnations, OffsetCheckpoint, read_partition_metadata,
+    AdoptionMark, CleanShutdown, Incarnations, OffsetCheckpoint, read_partition_metadata,
     write_partition_metadata,
 };
 pub use compaction::{

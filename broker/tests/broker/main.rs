@@ -1,5 +1,6 @@
 //! The whole broker in this process, driven over sockets.
 
+mod adoption;
 mod client_groups;
 mod compaction;
 mod consumer_groups;

@@ -156,7 +156,7 @@ pub(crate) async fn start_broker(
     Broker::start(settings).await
 }
 
-fn copy_directory(from: &Path, to: &Path) {
+pub(crate) fn copy_directory(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a directory");
     let mut entries: Vec<PathBuf> = std::fs::read_dir(from)
         .expect("a directory")
