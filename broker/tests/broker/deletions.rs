@@ -103,7 +103,7 @@ async fn delete_first(client: &mut Client, topic: &str) {
 
 /// Waits until a broker that is started on the directory has nothing left to confirm.
 async fn until_confirmed(directory: &Arc<TempDir>) {
-    wait_for("the end of what is remembered", async || {
+    Box::pin(wait_for("the end of what is remembered", async || {
         let store = EmbeddedStore::open(directory.path()).expect("the store");
         let left = store.read("deleted/").await.expect("its entries");
         drop(store);
@@ -113,7 +113,7 @@ async fn until_confirmed(directory: &Arc<TempDir>) {
         let server = Server::start_in(Arc::clone(directory), Vec::new()).await;
         server.shutdown().await;
         None
-    })
+    }))
     .await;
 }
 
@@ -143,7 +143,7 @@ async fn a_broker_that_died_before_it_removed_a_deleted_topic_removes_it_when_it
     assert_eq!(client.values("t", 0).await, ["c"]);
     assert_eq!(client.values("u", 1).await, ["b"]);
     server.shutdown().await;
-    until_confirmed(&directory).await;
+    Box::pin(until_confirmed(&directory)).await;
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn a_partition_that_could_not_be_opened_is_removed_with_its_topic() {
     client.delete_topic("t").await;
     assert!(!directories(&server).contains(&"t-0".to_owned()));
     server.shutdown().await;
-    until_confirmed(&directory).await;
+    Box::pin(until_confirmed(&directory)).await;
 }
 
 #[tokio::test]
