@@ -147,25 +147,6 @@ async fn a_broker_that_died_before_it_removed_a_deleted_topic_removes_it_when_it
 }
 
 #[tokio::test]
-async fn a_partition_that_could_not_be_opened_is_removed_with_its_topic() {
-    let server = Server::start().await;
-    let mut client = server.client().await;
-    client.create_topic("t", 2, &[]).await;
-    assert_eq!(client.produce("t", batch(&["a"])).await.error_code, 0);
-    let directory = server.shutdown_to_directory().await;
-    let log = directory.path().join("t-0/00000000000000000000.log");
-    std::fs::write(&log, "no record").expect("written");
-    let server = Server::start_in(Arc::clone(&directory), Vec::new()).await;
-    let mut client = server.client().await;
-    let produced = client.produce("t", batch(&["b"])).await;
-    assert_ne!(produced.error_code, 0, "its log is damaged");
-    client.delete_topic("t").await;
-    assert!(!directories(&server).contains(&"t-0".to_owned()));
-    server.shutdown().await;
-    Box::pin(until_confirmed(&directory)).await;
-}
-
-#[tokio::test]
 async fn nothing_of_a_deleted_topic_is_known_of_one_that_has_its_name() {
     let server = Server::start().await;
     let mut client = server.client().await;
