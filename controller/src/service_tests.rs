@@ -393,13 +393,23 @@ async fn that_a_session_is_not_kept_is_said_when_it_begins_and_when_it_is_over()
     let ttl = Duration::from_millis(1600);
     let _session = Session::open(&store, ttl).await.unwrap();
     store.is_away.store(true, Ordering::SeqCst);
-    // It is kept at a quarter of its life, then tried at every sixteenth.
-    tokio::time::sleep(ttl * 5 / 8).await;
-    store.is_away.store(false, Ordering::SeqCst);
+    until_said(&said, "was not kept").await;
+    // It is tried again at every sixteenth of its life.
     tokio::time::sleep(ttl / 4).await;
+    store.is_away.store(false, Ordering::SeqCst);
+    until_said(&said, "is kept again").await;
     let said = String::from_utf8(said.lock().unwrap().clone()).unwrap();
     assert_eq!(said.matches("was not kept").count(), 1, "{said}");
     assert_eq!(said.matches("is kept again").count(), 1, "{said}");
+}
+
+async fn until_said(said: &Mutex<Vec<u8>>, what: &str) {
+    let is_said = async || {
+        while !String::from_utf8_lossy(&said.lock().unwrap()).contains(what) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(DEADLINE, is_said()).await.expect(what);
 }
 
 /// Where log lines of a test go.
