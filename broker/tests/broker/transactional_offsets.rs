@@ -1,15 +1,7 @@
 //! Offsets that are committed as part of a transaction, from AddOffsetsToTxn to the marker
 //! in the group's partition.
 
-use crate::{
-    records::alter_topic,
-    support::{Client, Server, wait_for},
-};
-use std::sync::{
-    Arc,
-    atomic::{AtomicI16, Ordering},
-};
-use yuxi_coordinator::transactions::partition_for;
+use crate::support::{Client, Server, wait_for};
 use yuxi_protocol::{
     error_code::ErrorCode,
     message,
@@ -68,7 +60,7 @@ async fn add_offsets(client: &mut Client, (producer_id, producer_epoch): Who) ->
     answer.await.error_code
 }
 
-async fn commit_once(client: &mut Client, version: i16, who: Who, offset: i64) -> i16 {
+async fn commit(client: &mut Client, version: i16, who: Who, offset: i64) -> i16 {
     let request = message!(TxnOffsetCommitRequest {
         transactional_id: ID.into(),
         group_id: GROUP.into(),
@@ -82,12 +74,9 @@ async fn commit_once(client: &mut Client, version: i16, who: Who, offset: i64) -
             })],
         })],
     });
-    client.ask(version, &request).await.topics[0].partitions[0].error_code
-}
-
-async fn commit(client: &mut Client, version: i16, who: Who, offset: i64) -> i16 {
     let answer = wait_for("the coordinators", async || {
-        let error = commit_once(client, version, who, offset).await;
+        let answer = client.ask(version, &request).await;
+        let error = answer.topics[0].partitions[0].error_code;
         let not_yet = [
             ErrorCode::CoordinatorLoadInProgress,
             ErrorCode::CoordinatorNotAvailable,
@@ -224,65 +213,4 @@ async fn by_the_new_protocol_the_commit_itself_adds_the_group_and_old_epochs_are
     let refused = topics.filter(|topic| topic.partitions[0].error_code != 0);
     assert!(refused.count() >= 1, "where the group is");
     assert_eq!(until_stable(&mut client).await, 7);
-}
-
-/// A marker of the last transaction that comes again makes the guard worthless with which the
-/// coordinator is being asked about the next one: it is asked again, and the producer, which
-/// would have to come again otherwise, hardly ever hears of it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn offsets_are_taken_at_once_though_markers_of_the_last_transaction_come_again() {
-    let server = Server::start().await;
-    let mut client = server.client().await;
-    client.create_topic("t", 1, &[]).await;
-    let mut who = init(&mut client).await;
-    assert_eq!(commit(&mut client, 5, who, 0).await, 0);
-    // So that the coordinator's first answer takes its time.
-    alter_topic(&mut client, "__transaction_state", "flush.messages", "1").await;
-    let epoch = Arc::new(AtomicI16::new(who.1));
-    let mut coordinator = server.client().await;
-    let (written, mut seen) = tokio::sync::watch::channel(epoch.load(Ordering::SeqCst));
-    let repeated = tokio::spawn({
-        let epoch = Arc::clone(&epoch);
-        async move {
-            loop {
-                let who = (who.0, epoch.load(Ordering::SeqCst));
-                coordinator.ask(2, &marker(who)).await;
-                written.send_replace(who.1);
-            }
-        }
-    });
-    let mut refused = 0;
-    for n in 1..=50 {
-        who = end(&mut client, 5, who, true).await;
-        epoch.store(who.1, Ordering::SeqCst);
-        let again = seen.wait_for(|epoch| *epoch == who.1).await;
-        drop(again.expect("they go on coming"));
-        wait_for("offsets", async || {
-            let error = commit_once(&mut client, 5, who, n).await;
-            refused += i32::from(error != 0);
-            (error == 0).then_some(())
-        })
-        .await;
-    }
-    repeated.abort();
-    assert!(refused < 25, "{refused} of 50 had to come again");
-    end(&mut client, 5, who, true).await;
-    assert_eq!(until_stable(&mut client).await, 50);
-    server.shutdown().await;
-}
-
-/// The end of the transaction before the one of `who`, where the group's offsets are.
-fn marker((producer_id, producer_epoch): Who) -> WriteTxnMarkersRequest {
-    message!(WriteTxnMarkersRequest {
-        markers: vec![message!(WritableTxnMarker {
-            producer_id,
-            producer_epoch,
-            transaction_result: true,
-            topics: vec![message!(WritableTxnMarkerTopic {
-                name: "__consumer_offsets".into(),
-                partition_indexes: vec![partition_for(GROUP, 3)],
-            })],
-            transaction_version: 2,
-        })],
-    })
 }
