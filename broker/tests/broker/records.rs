@@ -26,13 +26,17 @@ pub(crate) async fn topic(server: &Server, configs: &[(&str, &str)]) -> Client {
 }
 
 pub(crate) async fn alter(client: &mut Client, name: &str, value: &str) {
+    alter_topic(client, "t", name, value).await;
+}
+
+pub(crate) async fn alter_topic(client: &mut Client, topic: &str, name: &str, value: &str) {
     let answer = client
         .ask(
             1,
             &message!(messages::IncrementalAlterConfigsRequest {
                 resources: vec![message!(AlterConfigsResource {
                     resource_type: 2,
-                    resource_name: "t".into(),
+                    resource_name: topic.into(),
                     configs: vec![message!(AlterableConfig {
                         name: name.into(),
                         value: Some(value.into()),
