@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(store.commit(late).await, Ok(Commit::Refused));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_session_that_is_kept_lives_on_and_one_that_is_closed_is_seen_to_be_lost() {
         let store = EmbeddedStore::in_memory();
         let ttl = Duration::from_millis(80);

@@ -1,8 +1,12 @@
-//! The loop over a store that fails in chosen ways.
+//! The loop over a store that fails in chosen ways. All of it is in memory, so that the
+//! clock stands still but for what is waited for: no machine is too slow for these tests.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    cell::RefCell,
+    sync::{
+        Mutex, Once,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use futures_util::StreamExt as _;
@@ -216,6 +220,16 @@ async fn broker_for(store: &FaultyStore, session_ttl: Duration) -> Controller {
     controller
 }
 
+/// A broker that has lost its session since the store went away, and that its own image
+/// still names as the controller.
+async fn cut_off_broker(store: &FaultyStore) -> Controller {
+    let ttl = Duration::from_secs(2);
+    let controller = broker_for(store, ttl).await;
+    store.is_away.store(true, Ordering::SeqCst);
+    tokio::time::sleep(ttl + ttl / 2).await;
+    controller
+}
+
 async fn started(store: &FaultyStore, session_ttl: Duration) -> Controller {
     starting(store, session_ttl).await.unwrap()
 }
@@ -253,7 +267,7 @@ fn topic() -> NewTopic {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_change_whose_answer_is_lost_is_found_by_reading_back_and_not_made_twice() {
     let (controller, answer) = create_under(&[("topics/", Fault::AnswerLost)]).await;
     assert_eq!(answer, Ok(()));
@@ -263,7 +277,7 @@ async fn a_change_whose_answer_is_lost_is_found_by_reading_back_and_not_made_twi
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_change_that_never_arrived_is_made_again() {
     let faults = [
         ("topics/", Fault::RequestLost),
@@ -274,7 +288,7 @@ async fn a_change_that_never_arrived_is_made_again() {
     assert_eq!(controller.image().topic_count(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_caller_is_not_left_waiting_for_a_store_that_stays_away() {
     let faults = [("topics/", Fault::RequestLost); MAX_ATTEMPTS as usize];
     let (controller, answer) = create_under(&faults).await;
@@ -297,7 +311,7 @@ async fn a_caller_is_not_left_waiting_for_a_store_that_stays_away() {
     answer.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_the_store_refuses_is_reported_and_changes_nothing() {
     let (controller, answer) = create_under(&[("topics/", Fault::Unavailable)]).await;
     assert!(matches!(
@@ -307,7 +321,7 @@ async fn what_the_store_refuses_is_reported_and_changes_nothing() {
     assert_eq!(controller.image().topic_count(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_controller_that_was_deposed_changes_nothing_until_it_has_the_seal_again() {
     let store = FaultyStore::new(&[]);
     let controller = broker(&store).await;
@@ -325,14 +339,14 @@ async fn a_controller_that_was_deposed_changes_nothing_until_it_has_the_seal_aga
     assert!(created > image.controller().unwrap().epoch.value());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_watch_that_lost_its_place_is_replaced_by_reading_everything() {
     let (controller, answer) = create_under(&[("topics/", Fault::Compacted)]).await;
     assert_eq!(answer, Ok(()));
     assert_eq!(controller.image().topic_count(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn answers_and_further_decisions_wait_for_the_change_to_be_in_the_image() {
     let store = FaultyStore {
         watch_delay: Duration::from_millis(30),
@@ -360,7 +374,7 @@ async fn answers_and_further_decisions_wait_for_the_change_to_be_in_the_image() 
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_start_survives_lost_answers_and_a_store_that_fails_once() {
     for key in ["brokers/", "controller", "admitted/", "cluster"] {
         for fault in [Fault::AnswerLost, Fault::RequestLost, Fault::Unavailable] {
@@ -372,7 +386,7 @@ async fn the_start_survives_lost_answers_and_a_store_that_fails_once() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_start_ends_where_the_store_can_be_read_and_a_cluster_may_not_be_founded() {
     let store = FaultyStore::new(&[("cluster", Fault::Denied)]);
     let started = timeout(DEADLINE, starting(&store, DEADLINE)).await;
@@ -381,43 +395,50 @@ async fn a_start_ends_where_the_store_can_be_read_and_a_cluster_may_not_be_found
     assert_eq!(error, Some(ControllerError::Store(denied)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn that_a_session_is_not_kept_is_said_when_it_begins_and_when_it_is_over() {
-    let said = Arc::new(Mutex::new(Vec::new()));
-    let log = Arc::clone(&said);
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(move || Said(Arc::clone(&log)))
-        .finish();
-    let _said_there = tracing::subscriber::set_default(subscriber);
+    listen();
     let store = FaultyStore::new(&[]);
     let ttl = Duration::from_millis(1600);
     let _session = Session::open(&store, ttl).await.unwrap();
     store.is_away.store(true, Ordering::SeqCst);
-    until_said(&said, "was not kept").await;
     // It is tried again at every sixteenth of its life.
-    tokio::time::sleep(ttl / 4).await;
+    tokio::time::sleep(ttl).await;
+    assert_eq!(times_said("was not kept"), 1);
+    assert_eq!(times_said("is kept again"), 0);
     store.is_away.store(false, Ordering::SeqCst);
-    until_said(&said, "is kept again").await;
-    let said = String::from_utf8(said.lock().unwrap().clone()).unwrap();
-    assert_eq!(said.matches("was not kept").count(), 1, "{said}");
-    assert_eq!(said.matches("is kept again").count(), 1, "{said}");
+    tokio::time::sleep(ttl).await;
+    assert_eq!(times_said("was not kept"), 1);
+    assert_eq!(times_said("is kept again"), 1);
 }
 
-async fn until_said(said: &Mutex<Vec<u8>>, what: &str) {
-    let is_said = async || {
-        while !String::from_utf8_lossy(&said.lock().unwrap()).contains(what) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(DEADLINE, is_said()).await.expect(what);
+thread_local! {
+    /// What the test of this thread has logged.
+    static SAID: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Begins to note what is logged, in all threads: a subscriber of one thread alone misses
+/// what another thread is first to log, since `tracing` remembers of each place in the code
+/// whether anybody listens there.
+fn listen() {
+    static LISTENING: Once = Once::new();
+    LISTENING.call_once(|| {
+        tracing_subscriber::fmt().with_writer(|| Said).init();
+        // Some were first come to while the subscriber was being set.
+        tracing::callsite::rebuild_interest_cache();
+    });
+}
+
+fn times_said(what: &str) -> usize {
+    SAID.with_borrow(|said| String::from_utf8_lossy(said).matches(what).count())
 }
 
 /// Where log lines of a test go.
-struct Said(Arc<Mutex<Vec<u8>>>);
+struct Said;
 
 impl std::io::Write for Said {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
+        SAID.with_borrow_mut(|said| said.write(bytes))
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -425,7 +446,7 @@ impl std::io::Write for Said {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_store_that_has_lost_the_cluster_is_not_followed() {
     let store = FaultyStore::new(&[]);
     let controller = broker(&store).await;
@@ -449,7 +470,7 @@ async fn a_store_that_has_lost_the_cluster_is_not_followed() {
     assert_eq!(controller.image().topic_count(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_controller_whose_session_may_have_ended_by_its_own_clock_decides_nothing() {
     let ttl = Duration::from_secs(2);
     let store = FaultyStore::new(&[]);
@@ -468,14 +489,10 @@ async fn a_controller_whose_session_may_have_ended_by_its_own_clock_decides_noth
     timeout(ttl * 4, decides).await.unwrap().unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_to_a_controller_whose_store_stays_away_ends_in_time_and_is_not_made_later() {
-    let ttl = Duration::from_secs(2);
     let store = FaultyStore::new(&[]);
-    let controller = broker_for(&store, ttl).await;
-    store.is_away.store(true, Ordering::SeqCst);
-    // By now it has lost its session, and the image still names it as the controller.
-    tokio::time::sleep(ttl + ttl / 2).await;
+    let controller = cut_off_broker(&store).await;
     let (call, answer) = Call::new(());
     let asked = Asked::within(RETRY_DELAY * 2, Command::AllocateProducerIds(call), None);
     controller.send_command(asked).await.unwrap();
@@ -487,14 +504,10 @@ async fn a_call_to_a_controller_whose_store_stays_away_ends_in_time_and_is_not_m
     assert_eq!(next.first.value(), 0, "nobody was given the first ones");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_waits_as_long_as_its_client_wants_within_bounds() {
-    let ttl = Duration::from_secs(2);
     let store = FaultyStore::new(&[]);
-    let controller = broker_for(&store, ttl).await;
-    store.is_away.store(true, Ordering::SeqCst);
-    // By now it has lost its session, and the image still names it as the controller.
-    tokio::time::sleep(ttl + ttl / 2).await;
+    let controller = cut_off_broker(&store).await;
     // Whoever is not heeded waits for the longest time.
     let longest_ms = crate::controller::CALL_TIMEOUT.as_millis();
     for (timeout_ms, at_least_ms) in [(0, 1000), (i32::MIN, 1000), (2500, 2500)] {
@@ -523,7 +536,7 @@ async fn a_call_waits_as_long_as_its_client_wants_within_bounds() {
     assert!(controller.image().topic("t").is_none(), "it was given up");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_nobody_waits_for_any_more_is_not_done() {
     let delay = RETRY_DELAY * 2;
     let store = FaultyStore {
@@ -573,7 +586,7 @@ const FASTER_CONTROLLER: &str = r#"{"node_id":9,"incarnation":"faster","session"
 const FASTER_BROKER: &str =
     r#"{"incarnation":"faster","endpoints":[],"boot_id":"","directories":[]}"#;
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_race_that_was_lost_is_not_run_again_before_the_image_says_who_won() {
     for (key, value) in [
         ("controller", FASTER_CONTROLLER),
@@ -587,7 +600,7 @@ async fn a_race_that_was_lost_is_not_run_again_before_the_image_says_who_won() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_won_a_race_is_read_if_the_watch_does_not_say_it() {
     let store = FaultyStore::new(&[]);
     let founded = broker(&store).await;
