@@ -12,14 +12,35 @@
 use crate::{StartError, internal_topics, node::Node, partition::Partition};
 use std::{
     collections::{BTreeMap, HashSet},
+    io,
+    path::Path,
     sync::Arc,
 };
 use yuxi_controller::decide::topics::{Adopted, NewTopic, check_name};
-use yuxi_log::{Log, StoredPartition};
+use yuxi_log::{AdoptionMark, Log, StoredPartition};
 use yuxi_protocol::ids::{LeaderEpoch, ProducerId, TopicId};
 
 /// The log in which Kafka's controllers keep their metadata; it is no topic.
 const KAFKA_METADATA: &str = "__cluster_metadata";
+
+/// Whether the topics in `directory` are to be taken over: the metadata store is new, or was
+/// when a start began that did not come so far.
+pub(crate) fn is_due(directory: &Path, is_new: bool) -> Result<bool, StartError> {
+    let mark = AdoptionMark::new(directory);
+    if is_new {
+        // The next start, should this one get no further, finds a store that is not empty.
+        mark.write().map_err(|error| mark_error(directory, error))?;
+    }
+    mark.is_there()
+        .map_err(|error| mark_error(directory, error))
+}
+
+fn mark_error(directory: &Path, error: io::Error) -> StartError {
+    StartError::File {
+        path: directory.join(AdoptionMark::FILE_NAME),
+        error,
+    }
+}
 
 /// Takes over the topics that are found, or sets their directories aside.
 pub(crate) async fn settle_strays(node: &Arc<Node>, adopt: bool) -> Result<(), StartError> {
@@ -29,11 +50,13 @@ pub(crate) async fn settle_strays(node: &Arc<Node>, adopt: bool) -> Result<(), S
         .into_iter()
         .filter(|stored| &*stored.partition.topic != KAFKA_METADATA)
         .collect();
-    if adopt {
-        take_over(node, strays).await
-    } else {
-        node.replicas.set_aside(&strays)
+    if !adopt {
+        return node.replicas.set_aside(&strays);
     }
+    take_over(node, strays).await?;
+    let directory = node.settings.data_dir();
+    let removed = AdoptionMark::new(directory).remove();
+    removed.map_err(|error| mark_error(directory, error))
 }
 
 /// May be called again if it came to nothing or half-way: those that were taken over already

@@ -18,6 +18,7 @@ mod maintenance;
 mod metrics;
 mod net;
 mod node;
+mod opened;
 mod partition;
 mod producer_ids;
 mod replicas;
@@ -33,33 +34,31 @@ mod transactions;
 pub use api::fetch::bench;
 
 use crate::{
-    gathered::Observer,
     life::Life,
     maintenance::Maintenance,
-    metrics::Metrics,
     net::listener,
     node::{Node, Parts},
+    opened::{Opened, check_cluster, check_owner},
     replicas::Replicas,
 };
 use std::{
     io,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 use tokio::{
-    net::TcpListener,
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
 use yuxi_controller::{
-    Address, Campaign, Controller, ControllerError, ControllerOptions, Registration, admin,
-    keys::{self, Key, ValueError},
+    Address, Campaign, Controller, ControllerError, ControllerOptions, Registration,
+    keys::{self, ValueError},
     settings::{HostPort, Listener, ServerSettings},
     store::{EmbeddedStore, EtcdOptions, EtcdStore, MetadataStore, StoreError},
 };
-use yuxi_log::{AdoptionMark, CleanShutdown, Incarnations, LogDir, LogDirError, MetaProperties};
+use yuxi_log::{CleanShutdown, Incarnations, LogDirError, MetaProperties};
 use yuxi_protocol::ids::{BrokerEpoch, BrokerId, TopicId};
 
 /// A session of the embedded store lives and dies with this process, so it is only made
@@ -200,14 +199,11 @@ impl Broker {
             return Box::pin(Self::run(opened, store, StoreKind::Shared)).await;
         }
         let store = EmbeddedStore::open(opened.directory.path())?;
-        let mark = AdoptionMark::new(opened.directory.path());
-        let unmarked = mark_error(opened.directory.path());
-        if store.read("").await?.entries.is_empty() {
+        let is_new = store.read("").await?.entries.is_empty();
+        if is_new {
             check_owner(opened.directory.path(), opened.stored.as_ref())?;
-            // The next start, should this one get no further, finds a store that is not empty.
-            mark.write().map_err(&unmarked)?;
         }
-        let adopt = mark.is_there().map_err(unmarked)?;
+        let adopt = adoption::is_due(opened.directory.path(), is_new)?;
         Box::pin(Self::run(opened, store, StoreKind::Private { adopt })).await
     }
 
@@ -370,11 +366,6 @@ impl Broker {
         background.push(tokio::spawn(deletions::confirm(Arc::clone(&node))));
         node.applied(image.revision()).await;
         adoption::settle_strays(&node, kind.adopts()).await?;
-        if kind.adopts() {
-            let directory = node.settings.data_dir();
-            let mark = AdoptionMark::new(directory);
-            mark.remove().map_err(mark_error(directory))?;
-        }
         background.extend(Maintenance::start(&node));
         let cleaner = cleaner::start(&node);
         let proposing = Arc::clone(&node);
@@ -472,63 +463,6 @@ impl Drop for Broker {
     }
 }
 
-/// What a broker has before it looks at the metadata store: its sockets and its data
-/// directory.
-struct Opened {
-    settings: ServerSettings,
-    listener: TcpListener,
-    /// The admin listener, which tells of the start too.
-    admin: JoinSet<()>,
-    admin_address: Option<SocketAddr>,
-    observer: Arc<Observer>,
-    address: SocketAddr,
-    directory: LogDir,
-    stored: Option<MetaProperties>,
-}
-
-impl Opened {
-    async fn new(settings: ServerSettings) -> Result<Self, StartError> {
-        let listener = bind("listeners", &settings.listeners.0).await?;
-        let admin = match &settings.admin_listener {
-            Some(address) => Some(bind("admin.listener", address).await?),
-            None => None,
-        };
-        let address = local_address(&listener, "listeners")?;
-        let broker_id = BrokerId::new(settings.node_id);
-        let directory = LogDir::open(settings.data_dir())?;
-        let stored = directory.meta_properties()?;
-        // Before the store, which would register this node there.
-        if let Some(stored) = stored.as_ref().filter(|stored| stored.node_id != broker_id) {
-            return Err(StartError::Directory(LogDirError::OtherNode {
-                path: directory.path().to_owned(),
-                stored: stored.node_id,
-                expected: broker_id,
-            }));
-        }
-        let metrics = Metrics::new(api::APIS.iter().map(|api| (api.key, api.name)));
-        let observer = Arc::new(Observer::new(metrics));
-        let mut serving = JoinSet::new();
-        let mut admin_address = None;
-        if let Some(admin) = admin {
-            let address = local_address(&admin, "admin.listener")?;
-            tracing::info!(%address, "health and metrics are served");
-            let observer = Arc::clone(&observer);
-            serving.spawn(admin::serve(admin, observer, std::future::pending()));
-            admin_address = Some(address);
-        }
-        Ok(Self {
-            settings,
-            listener,
-            admin: serving,
-            admin_address,
-            observer,
-            address,
-            directory,
-            stored,
-        })
-    }
-}
-
 /// Whose the metadata store is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StoreKind {
@@ -555,77 +489,6 @@ impl StoreKind {
     fn adopts(self) -> bool {
         matches!(self, Self::Private { adopt: true })
     }
-}
-
-/// Makes sure that the data directory is of the cluster in the store, before anything is
-/// written there: a mistyped prefix must not found another cluster, in which every
-/// partition of this one is a stray.
-async fn check_cluster(
-    store: &impl MetadataStore,
-    directory: &LogDir,
-    stored: &MetaProperties,
-) -> Result<(), StartError> {
-    let key = Key::Cluster.to_string();
-    let snapshot = store.read(&key).await?;
-    let Some(entry) = snapshot.entries.iter().find(|entry| *entry.key == key) else {
-        return Err(StartError::NoCluster {
-            path: directory.path().to_owned(),
-            cluster_id: stored.cluster_id.clone(),
-        });
-    };
-    let expected = keys::parse_cluster(&key, &entry.value)?.cluster_id;
-    if expected == stored.cluster_id {
-        return Ok(());
-    }
-    Err(StartError::Directory(LogDirError::OtherCluster {
-        path: directory.path().to_owned(),
-        stored: stored.cluster_id.clone(),
-        expected,
-    }))
-}
-
-/// Makes sure that an empty metadata store may take over what the data directory holds. A
-/// broker of a cluster that is started without its etcd must not: it would acknowledge records
-/// that the cluster never hears of.
-fn check_owner(directory: &Path, stored: Option<&MetaProperties>) -> Result<(), StartError> {
-    // Kafka has no such file. A damaged one names somebody.
-    let nobody = Incarnations::new(directory)
-        .read()
-        .is_ok_and(|lives| lives.is_empty());
-    match stored {
-        Some(stored) if !nobody => Err(StartError::MetadataElsewhere {
-            path: directory.to_owned(),
-            cluster_id: stored.cluster_id.clone(),
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Why the mark of an adoption in `directory` could not be read or changed.
-fn mark_error(directory: &Path) -> impl Fn(io::Error) -> StartError {
-    let path = directory.join(AdoptionMark::FILE_NAME);
-    move |error| StartError::File {
-        path: path.clone(),
-        error,
-    }
-}
-
-async fn bind(setting: &'static str, address: &HostPort) -> Result<TcpListener, StartError> {
-    listener::bind(address)
-        .await
-        .map_err(|error| StartError::Listen {
-            setting,
-            address: address.to_string(),
-            error,
-        })
-}
-
-fn local_address(listener: &TcpListener, setting: &'static str) -> Result<SocketAddr, StartError> {
-    listener.local_addr().map_err(|error| StartError::Listen {
-        setting,
-        address: String::new(),
-        error,
-    })
 }
 
 /// Where the other brokers reach this one.
