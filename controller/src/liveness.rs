@@ -227,12 +227,9 @@ impl Monitor {
             .map(|heard| heard.max(self.amnesty.unwrap_or(heard)))
     }
 
-    /// Whether a process was heard just now.
+    /// Whether a process was heard and is not silent.
     fn answers(&self, seen: &Observation, now: Instant) -> bool {
-        !seen.refused
-            && seen
-                .heard
-                .is_some_and(|heard| now - heard <= self.timing.timeout / 2)
+        !seen.refused && seen.heard.is_some() && !self.is_silent(seen, now)
     }
 }
 

@@ -138,6 +138,38 @@ fn a_process_that_stood_still_blames_nobody_for_the_time() {
     }
 }
 
+#[test]
+fn who_answered_until_this_process_stood_still_answers_until_it_is_silent_from_there_on() {
+    let mut now = start();
+    let mut monitor = monitor(now);
+    let observe = |ago, refused| seen(start(), &[(ago, refused)])[&life(1)];
+    let (well, refused, never) = (
+        observe(Some(100), false),
+        observe(Some(100), true),
+        observe(None, false),
+    );
+    let brokers = BTreeMap::from([(life(1), well)]);
+    monitor.look(now, &brokers);
+    // A short while in which nobody looked.
+    now += Duration::from_millis(900);
+    monitor.look(now, &brokers);
+    assert!(monitor.answers(&well, now));
+    now += Duration::from_millis(101);
+    monitor.look(now, &brokers);
+    assert!(!monitor.answers(&well, now), "it is silent");
+    now += Duration::from_secs(5);
+    monitor.look(now, &brokers);
+    assert!(monitor.answers(&well, now), "nobody listened");
+    assert!(!monitor.answers(&refused, now));
+    assert!(!monitor.answers(&never, now));
+    for _ in 0..11 {
+        assert!(monitor.answers(&well, now));
+        now += Duration::from_millis(100);
+        monitor.look(now, &brokers);
+    }
+    assert!(!monitor.answers(&well, now), "it is silent again");
+}
+
 fn vanish(cluster: &mut Cluster, broker: i32, vanished: &mut Vanished, now: Instant) {
     let old = cluster.image.clone();
     cluster.unregister(broker);
