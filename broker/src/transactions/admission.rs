@@ -248,7 +248,7 @@ mod tests {
         (guard, answers[0], asked.get())
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_coordinator_is_asked_again_if_a_marker_came_after_the_guard_was_taken() {
         let agreed = ErrorCode::None;
         assert_eq!(settle(&[(agreed, false)]).await, (0, agreed, 1));
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(settle(&script).await, (2, agreed, 3));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_refusal_is_final_and_questions_end() {
         let refused = ErrorCode::InvalidProducerEpoch;
         assert_eq!(settle(&[(refused, true)]).await, (0, refused, 1));
