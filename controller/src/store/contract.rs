@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::*;
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 fn put(key: &str, value: &str) -> Operation {
     bound(key, value, None)
@@ -431,14 +431,14 @@ macro_rules! metadata_store_contract {
 
 metadata_store_contract!(
     embedded_in_memory,
-    Duration::from_millis(200),
+    Duration::from_secs(2),
     (EmbeddedStore::in_memory(), ()),
     (EmbeddedStore::in_memory(), push_out_the_past, ())
 );
 
 metadata_store_contract!(
     embedded_in_a_file,
-    Duration::from_millis(200),
+    Duration::from_secs(2),
     {
         let directory = tempfile::tempdir().unwrap();
         (EmbeddedStore::open(directory.path()).unwrap(), directory)
@@ -452,7 +452,7 @@ metadata_store_contract!(
 
 metadata_store_contract!(
     in_etcd,
-    Duration::from_secs(2),
+    Duration::from_secs(6),
     (etcd::tests::shared_store().await, ()),
     {
         let own = etcd::tests::Etcd::start(&[]);

@@ -17,7 +17,7 @@ pub(in crate::store) use self::process::Etcd;
 use super::*;
 use crate::store::{Batch, Change, Guard, Operation, WatchEvent};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 fn options(url: &str) -> EtcdOptions {
     EtcdOptions {
