@@ -7,11 +7,18 @@ use crate::{
         testing::{Cluster, id, registration, settings},
     },
     keys::{BrokerValue, Endpoint},
+    processes::DEADLINE,
 };
 
 const TIMING: Timing = Timing {
     interval: Duration::from_millis(200),
     timeout: Duration::from_secs(1),
+};
+
+/// For what waits for a real connection: no machine is so slow that an answer takes too long.
+const PATIENT: Timing = Timing {
+    timeout: DEADLINE,
+    ..TIMING
 };
 
 fn life(number: i32) -> Life {
@@ -295,7 +302,7 @@ async fn a_death_that_is_found_as_the_image_changes_is_told() {
         },
     );
     let metrics = ControllerMetrics::new();
-    let mut liveness = Liveness::new(id(1), TIMING);
+    let mut liveness = Liveness::new(id(1), PATIENT);
     let nobody = ClusterImage::default();
     assert!(!liveness.follow(&nobody, &cluster.image, true, &metrics));
     let (mut stream, _) = listener.accept().await.unwrap();
@@ -303,9 +310,7 @@ async fn a_death_that_is_found_as_the_image_changes_is_told() {
     // It asks again once it has the answer.
     hear(&mut stream, false).await;
     drop((listener, stream));
-    timeout(Duration::from_secs(10), liveness.found.notified())
-        .await
-        .unwrap();
+    timeout(DEADLINE, liveness.found.notified()).await.unwrap();
     let old = cluster.image.clone();
     cluster.register(3, &registration());
     assert!(liveness.follow(&old, &cluster.image, true, &metrics));
@@ -317,7 +322,7 @@ async fn a_death_that_is_found_as_the_image_changes_is_told() {
 async fn a_probe_hears_an_answer_and_notices_at_once_when_the_port_is_closed() {
     let (listener, address) = listening().await;
     let found = Arc::new(Notify::new());
-    let probe = Probe::start(address, TIMING, Instant::now(), Arc::clone(&found));
+    let probe = Probe::start(address, PATIENT, Instant::now(), Arc::clone(&found));
     let (mut stream, _) = listener.accept().await.unwrap();
     hear(&mut stream, false).await;
     // A process that is accepting and silent has not been heard.
@@ -331,9 +336,7 @@ async fn a_probe_hears_an_answer_and_notices_at_once_when_the_port_is_closed() {
     assert!(!probe.seen().refused);
     drop(listener);
     drop(stream);
-    timeout(Duration::from_secs(10), found.notified())
-        .await
-        .unwrap();
+    timeout(DEADLINE, found.notified()).await.unwrap();
     assert!(probe.seen().refused);
 }
 
@@ -355,8 +358,6 @@ async fn a_port_that_is_closed_while_a_probe_connects_is_noticed() {
         let closed = std::time::Instant::now() + Duration::from_micros(round % 100);
         while std::time::Instant::now() < closed {}
         drop(listener);
-        timeout(Duration::from_secs(10), found.notified())
-            .await
-            .unwrap();
+        timeout(DEADLINE, found.notified()).await.unwrap();
     }
 }

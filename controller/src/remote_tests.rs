@@ -13,7 +13,7 @@ use crate::{
         topics::{NewPartitions, NewTopic, TopicSelector},
     },
     keys::{ConfigScope, LeaderRecovery},
-    processes::{Health, Process, all_ok},
+    processes::{DEADLINE, Health, Process, all_ok},
     store::EmbeddedStore,
 };
 
@@ -142,7 +142,7 @@ async fn a_command_waits_for_the_next_controller_and_may_be_for_this_process_the
         async move { two.create_topics(vec![topic("t")], true).await }
     });
     one.controller.stop().await;
-    let answers = timeout(Duration::from_secs(10), asking).await.unwrap();
+    let answers = timeout(DEADLINE, asking).await.unwrap();
     let answers = answers.unwrap();
     assert!(
         answers[0].is_ok(),
