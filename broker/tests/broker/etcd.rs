@@ -294,9 +294,9 @@ async fn what_only_a_controller_can_do_is_waited_for_as_long_as_the_client_says(
         client.ask(5, &delete).await.responses[0].error_code,
     ];
     assert_eq!(codes, [ErrorCode::RequestTimedOut.code(); 5]);
-    // Each of them; without their saying so it is 15 seconds.
+    // Each of them; one that did not heed it would take 15 seconds, and all of them 21.
     assert!(began.elapsed() >= Duration::from_millis(5 * 1500));
-    assert!(began.elapsed() < Duration::from_secs(15), "{began:?}");
+    assert!(began.elapsed() < Duration::from_secs(20), "{began:?}");
     let list = message!(messages::ListPartitionReassignmentsRequest {
         timeout_ms: TIMEOUT_MS,
         topics: None,

@@ -148,14 +148,14 @@ async fn a_frame_that_is_only_declared_takes_no_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
-    let server = Server::start_with(&[("connections.max.idle.ms", "1000")]).await;
+    let server = Server::start_with(&[("connections.max.idle.ms", "4000")]).await;
     let mut idle = server.client().await;
     let mut half = server.client().await;
     half.write(&[0, 0, 0]).await;
     let mut waiting = server.client().await;
     waiting.create_topic("t", 1, &[]).await;
     let id = waiting
-        .send(11, &crate::support::fetch_request("t", 0, 0, 3_000, 1))
+        .send(11, &crate::support::fetch_request("t", 0, 0, 8_000, 1))
         .await;
     idle.expect_closed("an idle connection").await;
     half.expect_closed("half a length").await;

@@ -490,7 +490,7 @@ async fn a_transaction_that_is_open_too_long_is_aborted_by_its_coordinator() {
     let server = Server::start_with(&[(interval, "50")]).await;
     let mut client = server.client().await;
     client.create_topic("t", 1, &[]).await;
-    let who = client.init(300).await;
+    let who = client.init(3000).await;
     let batch = transactional(who, 0, &["slow"]);
     assert_eq!(client.write_in(12, "t", batch).await, 0);
     client.until("CompleteAbort").await;
