@@ -18,9 +18,15 @@ use yuxi_protocol::{
     },
 };
 
+/// The metadata store of a broker that was shut down, once nothing has it open.
+async fn open_store(directory: &Path) -> EmbeddedStore {
+    let opened = wait_for("the store", async || EmbeddedStore::open(directory).ok());
+    opened.await
+}
+
 /// Deletes a topic in the metadata store of a broker that is not there to see it.
 async fn delete_unseen(directory: &Path, topic: &str) {
-    let store = EmbeddedStore::open(directory).expect("the store");
+    let store = open_store(directory).await;
     let snapshot = store.read("").await.expect("its entries");
     let image = ClusterImage::from_snapshot(&snapshot).expect("an image");
     let selector = TopicSelector::Name(topic.to_owned());
@@ -77,7 +83,7 @@ async fn create_unseen(directory: &Path, topic: &str) {
         value,
         session: None,
     });
-    let store = EmbeddedStore::open(directory).expect("the store");
+    let store = open_store(directory).await;
     let transaction = Transaction {
         guards: Vec::new(),
         operations: operations.into(),
@@ -104,7 +110,7 @@ async fn delete_first(client: &mut Client, topic: &str) {
 /// Waits until a broker that is started on the directory has nothing left to confirm.
 async fn until_confirmed(directory: &Arc<TempDir>) {
     Box::pin(wait_for("the end of what is remembered", async || {
-        let store = EmbeddedStore::open(directory.path()).expect("the store");
+        let store = open_store(directory.path()).await;
         let left = store.read("deleted/").await.expect("its entries");
         drop(store);
         if left.entries.is_empty() {

@@ -13,6 +13,7 @@ use tokio::{
 };
 use yuxi_broker::{Broker, StartError};
 use yuxi_controller::settings::ServerSettings;
+use yuxi_log::LogDirError;
 use yuxi_protocol::{
     codec::{ApiVersion, StrBytes, Uuid},
     frame,
@@ -74,9 +75,16 @@ impl Server {
         directory: Arc<TempDir>,
         overrides: Vec<(String, String)>,
     ) -> Self {
-        let broker = soon("the start", start_broker(directory.path(), &overrides))
-            .await
-            .expect("the broker starts");
+        let started = wait_for("the start", async || {
+            match soon("the start", start_broker(directory.path(), &overrides)).await {
+                Ok(broker) => Some(broker),
+                // A thread of the last broker may still be at its last work, or a process
+                // that another test is about to start have its files open.
+                Err(StartError::Directory(LogDirError::Locked { .. })) => None,
+                Err(error) => panic!("the broker does not start: {error}"),
+            }
+        });
+        let broker = Box::pin(started).await;
         Self {
             broker,
             directory,
