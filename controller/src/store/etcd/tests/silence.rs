@@ -95,7 +95,7 @@ async fn an_etcd_that_is_too_old_is_refused_by_its_version() {
 async fn a_watch_that_is_silent_on_a_connection_that_lives_is_asked_and_then_begun_anew() {
     let (url, mut questions) = start(STATUS).await;
     let connection = Connection::new(EtcdOptions {
-        request_timeout: Duration::from_secs(1),
+        request_timeout: Duration::from_secs(4),
         ..options(&url)
     });
     let store = EtcdStore {
