@@ -236,10 +236,11 @@ async fn after_an_error_every_call_says_that_only_the_abort_is_left() {
 
 #[tokio::test]
 async fn a_batch_that_may_or_may_not_be_written_is_not_continued_in_the_same_epoch() {
-    for version in VERSIONS {
+    let cases = VERSIONS.map(|version| [(version, Fault::DropAfter), (version, Fault::DropBefore)]);
+    for (version, first) in cases.into_iter().flatten() {
         let cluster = cluster(version).await;
         let mut producer = connect(&cluster, &[("retries", "3")]).await;
-        cluster.state().produce_faults = std::iter::repeat_n(Fault::DropAfter, 1)
+        cluster.state().produce_faults = std::iter::once(first)
             .chain(std::iter::repeat_n(Fault::DropBefore, 3))
             .collect();
         let transaction = producer.begin().await.expect("nothing failed");
