@@ -122,7 +122,7 @@ async fn start_due(node: &Arc<Node>, settings: &ServerSettings, jobs: &mut JoinS
     };
     while jobs.len() < threads {
         let picking = Arc::clone(node);
-        let picked = tokio::task::spawn_blocking(move || pick(&picking)).await;
+        let picked = node.run_blocking(move || pick(&picking)).await;
         match picked {
             Ok(Some(job)) => {
                 jobs.spawn_blocking(move || job.run());

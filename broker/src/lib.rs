@@ -433,6 +433,8 @@ impl Broker {
         for task in self.background.drain(..) {
             let _ = task.await;
         }
+        // Nothing changes a log after it is closed.
+        self.node.jobs_done().await;
         // Until here it told of the shutdown; it holds the node, and with that the directory.
         self.admin.shutdown().await;
         let node = Arc::clone(&self.node);
@@ -526,5 +528,33 @@ pub fn raise_open_file_limit() {
     };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use yuxi_log::LogDir;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_shutdown_waits_for_jobs_that_nobody_else_waits_for() {
+        let directory = tempfile::TempDir::new().expect("a directory");
+        let path = directory.path();
+        let text = format!(
+            "node.id=1\nlisteners=PLAINTEXT://127.0.0.1:0\nlog.dirs={}",
+            path.display()
+        );
+        let settings = ServerSettings::from_properties(&text, &[]).expect("valid settings");
+        let broker = Broker::start(settings).await.expect("it starts");
+        let done = Arc::new(AtomicBool::new(false));
+        let doing = Arc::clone(&done);
+        broker.node.run_blocking(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            doing.store(true, Ordering::SeqCst);
+        });
+        broker.shutdown().await.expect("a clean shutdown");
+        assert!(done.load(Ordering::SeqCst));
+        LogDir::open(path).expect("it is free");
     }
 }

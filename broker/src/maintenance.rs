@@ -82,8 +82,8 @@ fn every(node: &Arc<Node>, period: Duration, job: fn(&Arc<Node>)) -> JoinHandle<
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let node = Arc::clone(&node);
-            if let Err(error) = tokio::task::spawn_blocking(move || job(&node)).await {
+            let working = Arc::clone(&node);
+            if let Err(error) = node.run_blocking(move || job(&working)).await {
                 tracing::error!(%error, "a maintenance job failed");
             }
         }

@@ -22,7 +22,8 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio_util::task::TaskTracker;
 use yuxi_controller::{
     Controller, ControllerError,
     decide::topics::NewTopic,
@@ -102,6 +103,8 @@ pub(crate) struct Node {
     live: RwLock<Arc<ServerSettings>>,
     /// The image that the partitions here follow.
     applied: watch::Sender<Arc<ClusterImage>>,
+    /// What runs where blocking is allowed.
+    jobs: TaskTracker,
     storage_failed: AtomicBool,
     stopping: AtomicBool,
     /// Why the broker must end, once something is wrong that it cannot serve with.
@@ -141,6 +144,7 @@ impl Node {
             byte_budget: ByteBudget::new(budget),
             live: RwLock::new(Arc::new(settings.clone())),
             applied: watch::Sender::new(Arc::default()),
+            jobs: TaskTracker::new(),
             storage_failed: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             fatal: watch::Sender::new(None),
@@ -189,7 +193,7 @@ impl Node {
         *write(&self.live) = Arc::clone(&settings);
         let node = Arc::clone(self);
         let before = Arc::clone(&old);
-        let applied = tokio::task::spawn_blocking(move || {
+        let applied = self.run_blocking(move || {
             let roles = node.replicas.apply(&before, &new, &settings);
             node.replication.follow(&node, roles);
             node.groups.follow(&node, &before, &new);
@@ -290,10 +294,25 @@ impl Node {
         self.caught_up().await;
     }
 
+    /// Runs what changes logs or takes long on a thread where it may block. It can't be
+    /// aborted: a shutdown waits for it, whoever else does.
+    pub(crate) fn run_blocking<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.jobs.spawn_blocking(job)
+    }
+
+    /// Waits for the end of all jobs that [`Node::run_blocking`] began, once nobody begins others.
+    pub(crate) async fn jobs_done(&self) {
+        self.jobs.close();
+        self.jobs.wait().await;
+    }
+
     /// Runs the fsync that appends to `partition` wait for.
     pub(crate) fn start_flush(self: &Arc<Self>, partition: &Arc<Partition>) {
         let (node, partition) = (Arc::clone(self), Arc::clone(partition));
-        tokio::task::spawn_blocking(move || {
+        self.run_blocking(move || {
             if let Err(error) = partition.flush_wanted(&node.metrics) {
                 node.storage_failed(&format!("fsync of {}: {error}", partition.id()));
             }

@@ -131,12 +131,12 @@ impl Groups {
     /// and lets go of others; tells the shards of topics that are gone.
     pub(crate) fn follow(&self, node: &Arc<Node>, old: &ClusterImage, new: &ClusterImage) {
         for shard in self.shards.follow(node, new) {
-            let node = Arc::clone(node);
-            tokio::runtime::Handle::current().spawn_blocking(move || {
-                let groups = &node.groups;
+            let loading = Arc::clone(node);
+            node.run_blocking(move || {
+                let (node, groups) = (&loading, &loading.groups);
                 let new_id = || *uuid::Uuid::new_v4().as_bytes();
                 let empty = GroupShard::new(groups.config.clone(), Box::new(new_id));
-                groups.shards.load(&node, &shard, empty, |state| {
+                groups.shards.load(node, &shard, empty, |state| {
                     if let Ok(group) = state.serving() {
                         group.loaded(&View(&node.image()), time::now());
                     }

@@ -389,8 +389,9 @@ async fn settle(
     cuts: Vec<(Arc<Partition>, Position, Cut)>,
     flushes: Vec<Arc<Partition>>,
 ) {
-    let node = Arc::clone(node);
-    let settled = tokio::task::spawn_blocking(move || {
+    let settling = Arc::clone(node);
+    let settled = node.run_blocking(move || {
+        let node = settling;
         if !cuts.is_empty()
             && let Err(error) = node.replicas.cut(&cuts)
         {

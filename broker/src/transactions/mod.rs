@@ -215,9 +215,9 @@ impl Transactions {
             }
         }
         for shard in begun {
-            let node = Arc::clone(node);
-            tokio::runtime::Handle::current().spawn_blocking(move || {
-                node.transactions.load(&node, &shard);
+            let loading = Arc::clone(node);
+            node.run_blocking(move || {
+                loading.transactions.load(&loading, &shard);
             });
         }
         // Leaders of partitions that wait for a marker may have come or gone.
