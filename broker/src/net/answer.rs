@@ -7,8 +7,12 @@ use tokio::{io::Interest, net::TcpStream};
 use yuxi_log::FileSlice;
 
 /// Record data from this size on is sent by `sendfile`; below it, copying from
-/// the mapping into the socket with the header in one system call is cheaper.
-const SENDFILE_FROM_BYTES: usize = 32 * 1024;
+/// the mapping into the socket with the rest of the frame in one system call is cheaper, for
+/// what a frame is sent in is what wakes its reader.
+const SENDFILE_FROM_BYTES: usize = 128 * 1024;
+
+/// Record data from this size on is looked for in the page cache before it is sent.
+const LOOK_FROM_BYTES: usize = 32 * 1024;
 
 /// How much is read at a time to bring cold data into the page cache.
 const READ_THROUGH_BYTES: usize = 256 * 1024;
@@ -91,9 +95,9 @@ pub(crate) struct Outbox {
     chunks: std::collections::VecDeque<Chunk>,
     /// How much of the first chunk is already sent.
     sent_of_first: usize,
-    /// Whether the first chunk was seen to be in the page cache: asking costs a look at
-    /// each of its pages, so it is asked once a chunk and not once a write.
-    first_is_loaded: bool,
+    /// How many of the first chunks were seen to be in the page cache: asking costs a look at
+    /// each of their pages, so it is asked once a chunk and not once a write.
+    loaded: usize,
 }
 
 impl Outbox {
@@ -109,10 +113,11 @@ impl Outbox {
     /// Sends everything; returns how many bytes that was.
     pub(crate) async fn send_all(&mut self, stream: &TcpStream) -> io::Result<usize> {
         let mut total = 0;
-        while let Some(first) = self.chunks.front() {
-            if !self.first_is_loaded {
-                load_if_cold(first).await?;
-                self.first_is_loaded = true;
+        while !self.chunks.is_empty() {
+            let together = self.sent_together();
+            while self.loaded < together {
+                load_if_cold(&self.chunks[self.loaded]).await?;
+                self.loaded += 1;
             }
             let sent = stream
                 .async_io(Interest::WRITABLE, || self.send_some(stream))
@@ -121,6 +126,17 @@ impl Outbox {
             self.advance(sent)?;
         }
         Ok(total)
+    }
+
+    /// How many of the first chunks the next system call sends.
+    fn sent_together(&self) -> usize {
+        let is_small = |chunk: &&Chunk| chunk.large_slice().is_none();
+        let small = self
+            .chunks
+            .iter()
+            .take(CHUNKS_PER_WRITE)
+            .take_while(is_small);
+        small.count().max(1)
     }
 
     /// One system call's worth.
@@ -136,18 +152,14 @@ impl Outbox {
             )?);
         }
         let mut skip = self.sent_of_first;
-        let mut more_follows = false;
-        let mut parts = Vec::with_capacity(self.chunks.len().min(CHUNKS_PER_WRITE));
-        for chunk in &self.chunks {
-            if chunk.large_slice().is_some() || parts.len() == CHUNKS_PER_WRITE {
-                // The kernel holds back a partial packet until the rest comes.
-                more_follows = true;
-                break;
-            }
+        let together = self.sent_together();
+        let mut parts = Vec::with_capacity(together);
+        for chunk in self.chunks.iter().take(together) {
             parts.push(io::IoSlice::new(&chunk.as_bytes()[skip..]));
             skip = 0;
         }
-        let flags = if more_follows {
+        let flags = if together < self.chunks.len() {
+            // The kernel holds back a partial packet until the rest comes.
             rustix::net::SendFlags::MORE | rustix::net::SendFlags::NOSIGNAL
         } else {
             rustix::net::SendFlags::NOSIGNAL
@@ -180,7 +192,7 @@ impl Outbox {
             }
             sent -= left;
             self.sent_of_first = 0;
-            self.first_is_loaded = false;
+            self.loaded = self.loaded.saturating_sub(1);
             self.chunks.pop_front();
         }
         Ok(())
@@ -193,7 +205,7 @@ async fn load_if_cold(chunk: &Chunk) -> io::Result<()> {
     let Chunk::Log(slice) = chunk else {
         return Ok(());
     };
-    if slice.is_resident() {
+    if slice.len() < LOOK_FROM_BYTES || slice.is_resident() {
         return Ok(());
     }
     let slice = slice.clone();

@@ -92,6 +92,49 @@ async fn a_fetch_is_bounded_by_bytes_but_for_its_first_batch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pieces_of_all_sizes_come_whole_and_in_order_in_one_answer() {
+    const KIB: usize = 1024;
+    let sizes = [1, 20, 60, 127, 129, 500, 2, 300, 128, 40].map(|kib| kib * KIB);
+    // More pieces than one system call takes.
+    let sizes: Vec<usize> = sizes.into_iter().chain([100 * KIB; 90]).collect();
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    client.create_topic("t", sizes.len() as i32, &[]).await;
+    let mut fetch = fetch_request("t", 0, 0, 0, 1);
+    fetch.topics[0].partitions.clear();
+    let values: Vec<String> = (0..)
+        .zip(&sizes)
+        .map(|(partition, &size)| {
+            fetch.topics[0]
+                .partitions
+                .push(fetch_partition(partition, 0));
+            format!("{partition} ").repeat(size / 2)[..size].to_owned()
+        })
+        .collect();
+    for (partition, value) in (0..).zip(&values) {
+        let request = produce_request("t", partition, 1, batch(&[value]));
+        client.ask(9, &request).await;
+    }
+    // More than sockets take before anybody reads.
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(client.send(11, &fetch).await);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for id in ids {
+        let answer: FetchResponse = client.receive(id, 11).await;
+        let found = answer.responses[0].partitions.iter();
+        for (partition, value) in found.zip(&values) {
+            let records = records(partition.records.as_ref());
+            assert_eq!(records.len(), 1);
+            let is_whole = records[0].value.as_deref() == Some(value.as_bytes());
+            assert!(is_whole, "partition {}", partition.partition_index);
+        }
+        assert_eq!(answer.responses[0].partitions.len(), values.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leader_epochs_fence_fetches_and_lookups() {
     let server = Server::start().await;
     let mut client = topic(&server, &[]).await;
