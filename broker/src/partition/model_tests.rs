@@ -6,7 +6,7 @@ use super::{tests::replica, *};
 use crate::time::Monotonic;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use std::{collections::BTreeMap, sync::Arc};
-use yuxi_controller::keys::{LeaderRecovery, PartitionState};
+use yuxi_controller::{decide::leaders::first_state, keys::PartitionState};
 use yuxi_protocol::{
     ids::{BrokerEpoch, ProducerEpoch, ProducerId},
     record::{BatchHeader, BatchView, RecordBatchBuilder, batch::NO_SEQUENCE, batches},
@@ -44,19 +44,7 @@ impl Model {
         let mut model = Self {
             random: StdRng::seed_from_u64(seed),
             directory: tempfile::tempdir().expect("a directory"),
-            state: PartitionState {
-                replicas: ids.clone(),
-                isr: ids,
-                elr: Vec::new(),
-                leader: BrokerId::new(1),
-                leader_epoch: LeaderEpoch::new(0),
-                partition_epoch: 0,
-                leader_recovery: LeaderRecovery::Recovered,
-                last_known_leader: None,
-                adding_replicas: Vec::new(),
-                removing_replicas: Vec::new(),
-                lost_data: Vec::new(),
-            },
+            state: first_state(ids, &|_| true).expect("all may lead"),
             replicas: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             waiting: Vec::new(),

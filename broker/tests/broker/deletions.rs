@@ -4,13 +4,16 @@ use crate::support::{Client, Server, batch, wait_for};
 use std::{path::Path, sync::Arc};
 use tempfile::TempDir;
 use yuxi_controller::{
-    decide::topics::{self, TopicSelector},
+    decide::{
+        leaders::first_state,
+        topics::{self, TopicSelector},
+    },
     image::ClusterImage,
-    keys::{Key, LeaderRecovery, PartitionState, TopicValue, print_partitions, print_value},
+    keys::{Key, TopicValue, print_partitions, print_value},
     store::{Commit, EmbeddedStore, MetadataStore, Operation, Transaction},
 };
 use yuxi_protocol::{
-    ids::{BrokerId, LeaderEpoch, TopicId},
+    ids::{BrokerId, TopicId},
     message,
     messages::{
         DeleteRecordsRequest,
@@ -57,19 +60,7 @@ fn directories(server: &Server) -> Vec<String> {
 async fn create_unseen(directory: &Path, topic: &str) {
     let topic_id = TopicId::from_bytes([7; 16]);
     let broker = BrokerId::new(1);
-    let state = PartitionState {
-        replicas: vec![broker],
-        isr: vec![broker],
-        elr: Vec::new(),
-        leader: broker,
-        leader_epoch: LeaderEpoch::new(0),
-        partition_epoch: 0,
-        leader_recovery: LeaderRecovery::Recovered,
-        last_known_leader: None,
-        adding_replicas: Vec::new(),
-        removing_replicas: Vec::new(),
-        lost_data: Vec::new(),
-    };
+    let state = first_state(vec![broker], &|_| true).expect("it may lead");
     let value = TopicValue {
         topic_id,
         partitions: 1,
